@@ -1,0 +1,58 @@
+"""Puts sample events into a Kafka topic, as a producer of the real thing would."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import orjson
+from confluent_kafka import KafkaError, Message, Producer
+
+from runners.local.part import StackError
+
+HEADER = "farcall-sample"
+"""A header with the sample's line number: shows that headers survive."""
+
+
+def feed(path: Path, servers: str, topic: str) -> int:
+    """Sends each line of `path` as one record, keyed by its customer where it has one; returns how many.
+
+    Raises StackError where one was not acknowledged.
+    """
+    producer = Producer(
+        {"bootstrap.servers": servers, "acks": "all", "message.max.bytes": "16777216", "linger.ms": "5"}
+    )
+    errors: list[KafkaError] = []
+
+    def report(error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            errors.append(error)
+
+    count = 0
+    with path.open("rb") as lines:
+        for count, line in enumerate(lines, start=1):
+            value = line.rstrip(b"\r\n")
+            producer.produce(
+                topic,
+                value=value,
+                key=key_of(value),
+                headers=[(HEADER, str(count - 1).encode())],
+                timestamp=time.time_ns() // 1_000_000,
+                on_delivery=report,
+            )
+            producer.poll(0)
+    left = producer.flush(30.0)
+    if left or errors:
+        why = errors[0].str() if errors else "no answer within 30 s"
+        raise StackError(f"Kafka at {servers} did not take {left + len(errors)} of {count} events for {topic}: {why}.")
+    return count
+
+
+def key_of(value: bytes) -> bytes | None:
+    """The customer of an event, as bytes; None for one that cannot be read."""
+    try:
+        event = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return None
+    customer = event.get("customer_id") if isinstance(event, dict) else None
+    return customer.encode() if isinstance(customer, str) else None

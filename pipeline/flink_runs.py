@@ -1,0 +1,301 @@
+"""Runs on Flink: on the local stack with the samples fed through Kafka, or on a cluster that someone already has."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import apache_beam as beam
+import requests
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
+from confluent_kafka import Consumer, TopicPartition
+from rich.console import Console
+
+from pipeline import feed, runs
+from pipeline.build import build
+from pipeline.case import Case
+from pipeline.outputs import ends
+from pipeline.registry import case_named
+from pipeline.settings import Files, Kafka, Settings
+from pipeline.signals import Stop, ignored_by_children
+from runners import flink
+from runners.flink import FlinkEndpoints
+from runners.flink_rest import FlinkRest
+from runners.local import topics
+from runners.local.stack import Stack
+from transforms import files, kafka
+from transforms.errors import SettingsError
+from transforms.metrics import RECORDS_IN, REPEATS, counter
+from transforms.remote.settings import ModelSettings
+
+_PARTITIONS = 4
+_POLL_S = 0.2
+_RUNNING_WITHIN_S = 120.0
+
+
+def run(settings: Settings, console: Console, stop: Stop) -> int:
+    """Runs on Flink; returns the exit status. Raises SettingsError where it cannot be started."""
+    master = flink.master(settings.beam_arguments)
+    if settings.engine == "beam":
+        return _Job(_beam_engine(settings), settings, console, stop).run()
+    if master is None:
+        return _run_local(settings, console, stop)
+    FlinkRest(master).check()
+    settings = _with_kafka(settings)
+    with ignored_by_children():
+        stack = Stack.for_cluster(master, flink.has_jars(settings.beam_arguments))
+        console.print(f"engine  Flink {FlinkRest(master).version()} at {master}; starting what submits to it …")
+        stack.up(report=_indented(console))
+    try:
+        return _Job(_pinned_engine(stack, master), settings, console, stop).run()
+    finally:
+        stack.down()
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What a job is submitted to. `options` makes Beam's flags of those given; `expansion` is None for Beam's own."""
+
+    options: Callable[[Sequence[str]], list[str]]
+    expansion: str | None
+    rest: FlinkRest | None
+
+
+def _pinned_engine(stack: Stack, master: str) -> _Engine:
+    at = stack.endpoints
+    endpoints = FlinkEndpoints(job_server=at.job_server, worker_pool=at.workers)
+    return _Engine(lambda arguments: flink.pinned_options(arguments, endpoints), at.expansion, FlinkRest(master))
+
+
+def _beam_engine(settings: Settings) -> _Engine:
+    master = flink.master(settings.beam_arguments)
+    rest = None if master in {None, "[local]"} else FlinkRest(str(master))
+    if rest is not None:
+        rest.check()
+    return _Engine(flink.beam_options, None, rest)
+
+
+def _with_kafka(settings: Settings) -> Settings:
+    """Checks that both ends are Kafka, reachable, with the topics that are read."""
+    if settings.input is None or settings.output is None:
+        raise SettingsError("--flink_master needs --input=… and --output=…; without all three the local stack is used.")
+    for flag, end in (("--input", settings.input), ("--output", settings.output)):
+        if isinstance(end, Kafka):
+            consumer = Consumer(
+                {
+                    **settings.kafka_config.consumer,
+                    "bootstrap.servers": end.servers,
+                    "group.id": "farcall-check",
+                    "log_level": 0,
+                }
+            )
+            try:
+                for topic in end.topics:
+                    ends(consumer, end.servers, topic)
+                if not end.topics:
+                    _reach(consumer, flag, end.servers)
+            finally:
+                consumer.close()
+    return settings
+
+
+def _reach(consumer: Consumer, flag: str, servers: str) -> None:
+    try:
+        consumer.list_topics(timeout=5.0)
+    except Exception as error:
+        raise SettingsError(
+            f"{flag}=kafka://{servers}: no Kafka answers there; is it running, and is the address right?"
+        ) from error
+
+
+def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
+    """Brings up what is missing, creates the topics, submits, feeds, watches, drains."""
+    case = case_named(settings.case)
+    stack = Stack.default()
+    wanted = ["kafka", "jobmanager", "taskmanager", "jobserver", "expansion", "workers"]
+    if settings.models is None:
+        wanted.append("llm")
+    console.print(f"case    {case.name} on {settings.runner}, local stack in {stack.place.home}")
+    with ignored_by_children():
+        stack.up(wanted, report=_indented(console))
+    at = stack.endpoints
+    fed = settings.input is None
+    settings = replace(
+        settings,
+        input=settings.input or Kafka(at.kafka, (case.input_topic,)),
+        output=settings.output or Kafka(at.kafka),
+        models=settings.models or {case.role: runs.embedded_model(case, at.llm)},
+    )
+    if isinstance(settings.output, Kafka) and settings.output.servers == at.kafka:
+        names = [case.input_topic, *case.output_topics, case.dead_letter_topic]
+        topics.create_topics(at.kafka, [settings.topics.get(name, name) for name in names], _PARTITIONS)
+    _with_kafka(settings)
+    engine = _pinned_engine(stack, at.flink)
+    return _Job(engine, settings, console, stop, feed_samples=fed).run()
+
+
+def _indented(console: Console) -> Callable[[str], None]:
+    return lambda line: console.print(f"        {line}")
+
+
+class _Job:
+    """One job on Flink, from its submission to its table."""
+
+    def __init__(
+        self, engine: _Engine, settings: Settings, console: Console, stop: Stop, *, feed_samples: bool = False
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._case: Case = case_named(settings.case)
+        self._console = console
+        self._stop = stop
+        self._feeds = feed_samples
+        # A group of its own: a run on the local stack starts where the topic ends, whatever an earlier run left unread.
+        self._name = f"farcall-{self._case.name}-{uuid.uuid4().hex[:8]}"
+        self._drain_asked = False
+        self._job: str | None = None
+
+    def run(self) -> int:
+        settings, console = self._settings, self._console
+        consumer_config = dict(settings.kafka_config.consumer)
+        if self._feeds:
+            consumer_config["group.id"] = self._name
+            assert isinstance(settings.input, Kafka)  # noqa: S101 - only the local run feeds
+            start_at_end(settings.input, consumer_config)
+        followed = runs.watch(settings, self._case, console)
+        with ExitStack() as stack:
+            model = self._model(stack)
+            began_s = time.monotonic()
+            pipeline = beam.Pipeline(options=self._options())
+            read = self._reader(consumer_config)
+            build(pipeline, self._case, read, runs.writer(settings), runs.steps_of(settings, model))
+            with runs.Progress(followed, console) as progress:
+                with ignored_by_children():
+                    result = pipeline.run()
+                try:
+                    self._follow(result, began_s, consumer_config)
+                except BaseException:  # whatever stops us from following the job must not leave it behind unseen
+                    self._end(result)
+                    raise
+                result.wait_until_finish()
+            return self._conclude(result, progress)
+
+    def _model(self, stack: ExitStack) -> ModelSettings:
+        if self._settings.models is not None:
+            return self._settings.models[self._case.role]
+        return stack.enter_context(runs.model_of(self._settings, self._case, self._console))
+
+    def _options(self) -> PipelineOptions:
+        arguments = self._engine.options(self._settings.beam_arguments)
+        if not any(argument.startswith("--job_name") for argument in arguments):
+            arguments.append(f"--job_name={self._name}")
+        else:
+            self._name = PipelineOptions(arguments).get_all_options()["job_name"]
+        return PipelineOptions(arguments)
+
+    def _reader(self, config: Mapping[str, str]) -> beam.PTransform:
+        source = self._settings.input
+        if isinstance(source, Kafka):
+            return kafka.ReadKafka(source.servers, source.topics, self._engine.expansion, config)
+        assert isinstance(source, Files)  # noqa: S101 - the two there are
+        return files.ReadLines(source.paths)
+
+    def _follow(self, result: Any, began_s: float, consumer_config: Mapping[str, str]) -> None:
+        """Until the job has ended, or has been told to."""
+        self._wait_until_running(result, began_s)
+        self._stop.on_drain(self._drain)
+        if self._feeds:
+            assert isinstance(self._settings.input, Kafka)  # noqa: S101 - only the local run feeds
+            count = feed.feed(self._case.samples, self._settings.input.servers, self._case.input_topic)
+            self._console.print(
+                f"events  {count} samples fed into {self._case.input_topic} at {self._settings.input.servers}"
+            )
+            if not self._settings.follow:
+                self._wait_until_read(result, self._settings.input, consumer_config)
+                self._drain()
+        if self._settings.follow or (isinstance(self._settings.input, Kafka) and not self._feeds):
+            self._console.print("running until Ctrl-C, which drains; a second one ends")
+        while not PipelineState.is_terminal(result.state):
+            time.sleep(_POLL_S)
+
+    def _wait_until_running(self, result: Any, began_s: float) -> None:
+        rest = self._engine.rest
+        while rest is not None and time.monotonic() - began_s < _RUNNING_WITHIN_S:
+            if PipelineState.is_terminal(result.state):
+                return
+            self._job = self._job or rest.job_named(self._name)
+            if self._job is not None and rest.is_running(self._job):
+                self._console.print(
+                    f"job     {self._name} runs as Flink's {self._job}, {time.monotonic() - began_s:.1f} s after submission"
+                )
+                return
+            time.sleep(_POLL_S)
+
+    def _wait_until_read(self, result: Any, source: Kafka, config: Mapping[str, str]) -> None:
+        """Until the job has committed the end of what was fed: a drain stops reading at once."""
+        consumer = _consumer(source, config)
+        try:
+            wanted = [p for topic in source.topics for p in ends(consumer, source.servers, topic)]
+            while not self._stop.draining and not PipelineState.is_terminal(result.state):
+                done = consumer.committed([TopicPartition(p.topic, p.partition) for p in wanted], timeout=8.0)
+                if all(found.offset >= end.offset for found, end in zip(done, wanted, strict=True)):
+                    return
+                time.sleep(_POLL_S)
+        finally:
+            consumer.close()
+
+    def _drain(self) -> None:
+        if self._drain_asked or self._job is None or self._engine.rest is None:
+            return
+        self._drain_asked = True
+        self._console.print("draining: no further events are read, what is under way is finished; Ctrl-C ends at once")
+        self._engine.rest.drain(self._job)
+
+    def _end(self, result: Any) -> None:
+        if self._job is not None and self._engine.rest is not None:
+            try:
+                self._engine.rest.cancel(self._job)
+            except requests.RequestException as error:
+                self._console.print(f"Flink's job {self._job} could not be cancelled: {error}.")
+        else:
+            result.cancel()
+
+    def _conclude(self, result: Any, progress: runs.Progress) -> int:
+        if result.state != PipelineState.DONE:
+            self._console.print(f"The job ended as {result.state}.")
+            return 1
+        output = self._settings.output
+        where = (
+            f"Kafka at {output.servers}"
+            if isinstance(output, Kafka)
+            else f"{runs.output_folder(self._settings)}/<topic>.jsonl"
+        )
+        repeats, records = counter(result, REPEATS) or 0, counter(result, RECORDS_IN) or 0
+        return runs.conclude(self._console, progress, records, repeats, where)
+
+
+def start_at_end(source: Kafka, config: Mapping[str, str]) -> None:
+    """Makes the group of `config` start at the present end of the topics. Raises SettingsError where Kafka does not answer."""
+    consumer = _consumer(source, config)
+    try:
+        offsets = [p for topic in source.topics for p in ends(consumer, source.servers, topic)]
+        consumer.commit(offsets=offsets, asynchronous=False)
+    finally:
+        consumer.close()
+
+
+def _consumer(source: Kafka, config: Mapping[str, str]) -> Consumer:
+    return Consumer(
+        {
+            "group.id": "farcall",
+            **config,
+            "bootstrap.servers": source.servers,
+            "enable.auto.commit": "false",
+            "log_level": 0,
+        }
+    )

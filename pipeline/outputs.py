@@ -1,0 +1,176 @@
+"""Reads what a job writes while it writes it, for progress and for the table at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import orjson
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from pipeline.summary import Written
+from transforms.dead_letters import PREFIX
+from transforms.errors import SettingsError
+from transforms.remote.clock import SystemClock
+
+_KAFKA_TIMEOUT_S = 8.0
+_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+
+
+class Watch(Protocol):
+    """Where outputs are read from. Each record comes once."""
+
+    def poll(self) -> list[Written]:
+        """What was written since the last time. Does not wait."""
+
+    def close(self) -> None:
+        """Gives up what it holds."""
+
+
+class FileWatch:
+    """Follows ``<folder>/<topic>.jsonl``."""
+
+    def __init__(self, folder: str, topics: Sequence[str], dead_letter_topic: str) -> None:
+        self._paths = {topic: os.path.join(folder, f"{topic}.jsonl") for topic in (*topics, dead_letter_topic)}
+        self._dead = dead_letter_topic
+        self._offsets = dict.fromkeys(self._paths, 0)
+
+    def clear(self) -> list[str]:
+        """Removes what an earlier run left in these files; returns their paths."""
+        removed = [path for path in self._paths.values() if os.path.exists(path)]
+        for path in removed:
+            os.remove(path)
+        return removed
+
+    def poll(self) -> list[Written]:
+        """The lines that are complete."""
+        return [record for topic in self._paths for record in self._new(topic)]
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+    def _new(self, topic: str) -> Iterator[Written]:
+        try:
+            file = open(self._paths[topic], "rb")  # noqa: SIM115 - closed below; a missing file is no error
+        except FileNotFoundError:
+            return
+        with file:
+            file.seek(self._offsets[topic])
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offsets[topic] += len(line)
+                yield self._written(topic, line)
+
+    def _written(self, topic: str, line: bytes) -> Written:
+        facts = orjson.loads(line)
+        if topic != self._dead:
+            return _reply(topic, facts)
+        return _dead(topic, facts["stage"], facts["error_type"], int(facts["attempts"]), facts["id"], _position(facts))
+
+
+class KafkaWatch:
+    """Follows topics from where they end when it is made. Raises SettingsError where Kafka cannot be reached."""
+
+    def __init__(self, servers: str, topics: Sequence[str], dead_letter_topic: str, config: dict[str, str]) -> None:
+        self._dead = dead_letter_topic
+        self._consumer = Consumer(
+            {
+                **config,
+                "bootstrap.servers": servers,
+                "group.id": "farcall-watch",
+                "enable.auto.commit": "false",
+                "logger": _silent(),
+            }
+        )
+        try:
+            self._consumer.assign(
+                [p for topic in (*topics, dead_letter_topic) for p in ends(self._consumer, servers, topic)]
+            )
+        except BaseException:
+            self._consumer.close()
+            raise
+
+    def poll(self) -> list[Written]:
+        """What has come since."""
+        messages = self._consumer.consume(500, 0.05)
+        return [self._written(message) for message in messages if message.error() is None]
+
+    def close(self) -> None:
+        """Closes the consumer."""
+        self._consumer.close()
+
+    def _written(self, message: Message) -> Written:
+        topic = message.topic() or ""
+        if topic != self._dead:
+            return _reply(topic, orjson.loads(message.value() or b"{}"))
+        facts = {
+            name.removeprefix(PREFIX): (value or b"").decode()
+            for name, value in message.headers() or ()
+            if name.startswith(PREFIX)
+        }
+        return _dead(
+            topic,
+            facts["stage"],
+            facts["exception.class.name"],
+            int(facts["attempts"]),
+            facts.get("id"),
+            _position(facts),
+        )
+
+
+def ends(consumer: Consumer, servers: str, topic: str) -> list[TopicPartition]:
+    """The end of each partition of a topic. Raises SettingsError where Kafka does not answer or has no such topic."""
+    try:
+        found = consumer.list_topics(topic, timeout=_KAFKA_TIMEOUT_S).topics[topic]
+        if found.error is not None or not found.partitions:
+            raise SettingsError(
+                f"Kafka at {servers} has no topic {topic}; create it, or rename topics with --topics=FILE."
+            )
+        partitions = [TopicPartition(topic, number) for number in found.partitions]
+        for partition in partitions:
+            partition.offset = _end(consumer, partition)
+    except KafkaException as error:
+        raise SettingsError(
+            f"Kafka at {servers} cannot be reached: {error.args[0].str()}. Is it running, and is the address right?"
+        ) from None
+    return partitions
+
+
+def _end(consumer: Consumer, partition: TopicPartition) -> int:
+    """The end of a partition. One that was made a moment ago has no leader yet: asks again for a few seconds."""
+    clock = SystemClock()
+    until_s = clock.monotonic_s() + _KAFKA_TIMEOUT_S
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(partition, timeout=_KAFKA_TIMEOUT_S)[1])
+        except KafkaException as error:
+            if not error.args[0].retriable() and error.args[0].code() not in _NO_LEADER_YET:
+                raise
+            if clock.monotonic_s() > until_s:
+                raise
+            time.sleep(0.1)
+
+
+def _silent() -> Any:
+    import logging  # noqa: PLC0415 - librdkafka's own log repeats what the sentence of the error says
+
+    logger = logging.getLogger("farcall.kafka")
+    logger.setLevel(logging.CRITICAL)
+    return logger
+
+
+def _reply(topic: str, facts: dict[str, Any]) -> Written:
+    return Written(topic=topic, identity=f"id {facts['id']}", reply=facts, attempts=int(facts.get("attempts", 0)))
+
+
+def _dead(topic: str, stage: str, error_type: str, attempts: int, event_id: str | None, position: str) -> Written:
+    # An event refused at the door may carry the id of another; after that, ids are unique.
+    identity = position if stage == "parse" or event_id is None else f"id {event_id}"
+    return Written(topic=topic, identity=identity, dead=(stage, error_type), attempts=attempts)
+
+
+def _position(facts: dict[str, Any]) -> str:
+    return f"position {facts['topic']} {facts['partition']} {facts['offset']}"

@@ -1,0 +1,255 @@
+"""One run of a job, from its settings to its table: where it runs decides how it is started, fed, watched and drained."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
+from rich.console import Console
+
+import runners
+from pipeline import flink_runs
+from pipeline.build import Steps, build
+from pipeline.case import Case
+from pipeline.outputs import FileWatch, KafkaWatch, Watch
+from pipeline.registry import case_named
+from pipeline.settings import Files, Kafka, Settings
+from pipeline.signals import Stop, ignored_by_children, stop_on_signals
+from pipeline.summary import Summary, print_table, unaccounted
+from runners import dataflow, direct, flink, portable, prism
+from runners.local import artifacts, llm
+from runners.local.part import StackError
+from transforms import dead_letters, files, kafka
+from transforms.metrics import RECORDS_IN, REPEATS, counter
+from transforms.remote.settings import Endpoint, ModelSettings
+
+DEFAULT_OUTPUT = "out"
+_PROGRESS_EVERY_S = 2.0
+_DIRECT_END_SLICE_S = 0.25
+_PRISM_RUNS = 3
+
+
+def run(settings: Settings) -> int:
+    """Runs the job that `settings` describe; returns the exit status. Raises SettingsError where it cannot be started."""
+    console = Console(highlight=False, soft_wrap=True)
+    with stop_on_signals() as stop:
+        if settings.runner == flink.RUNNER.name:
+            return flink_runs.run(settings, console, stop)
+        return _Bounded(settings, console, stop).run()
+
+
+def steps_of(settings: Settings, model: ModelSettings, **ask_options: Any) -> Steps:
+    """The settings of the job's steps."""
+    to_kafka = isinstance(settings.output, Kafka)
+    return Steps(
+        model=model,
+        dead_letter_record=dead_letters.to_kafka if to_kafka else dead_letters.to_json,
+        repeat_memory_s=settings.repeat_memory_s,
+        ask_options={"shards": settings.shards, "max_pending": settings.max_pending, **ask_options},
+        topics=settings.topics,
+    )
+
+
+def writer(settings: Settings) -> beam.PTransform:
+    """Where outputs go."""
+    if isinstance(settings.output, Kafka):
+        return kafka.WriteKafka(settings.output.servers, settings.kafka_config.producer)
+    return files.WriteLines(output_folder(settings))
+
+
+def output_folder(settings: Settings) -> str:
+    """The folder for outputs to files."""
+    return settings.output.paths[0] if isinstance(settings.output, Files) else str(Path(DEFAULT_OUTPUT).resolve())
+
+
+def watch(settings: Settings, case: Case, console: Console) -> Watch:
+    """Follows the outputs; what an earlier run left in the same files is removed, and said."""
+    topics = [settings.topics.get(topic, topic) for topic in case.output_topics]
+    dead = settings.topics.get(case.dead_letter_topic, case.dead_letter_topic)
+    if isinstance(settings.output, Kafka):
+        return KafkaWatch(settings.output.servers, topics, dead, dict(settings.kafka_config.consumer))
+    followed = FileWatch(output_folder(settings), topics, dead)
+    removed = followed.clear()
+    if removed:
+        console.print(f"removed what an earlier run wrote: {len(removed)} files in {output_folder(settings)}")
+    return followed
+
+
+def embedded_model(case: Case, base_url: str) -> ModelSettings:
+    """The settings of the embedded model at `base_url`."""
+    own: Mapping[str, Any] = case.embedded_model
+    return ModelSettings(
+        role=case.role,
+        endpoints=(Endpoint(base_url),),
+        model=own["model"],
+        protocol=own["protocol"],
+        timeout_s=own["timeout_s"],
+        deadline_s=own["deadline_s"],
+        max_in_flight=own["limits"]["max_in_flight"],
+        params=own["params"],
+    )
+
+
+@contextmanager
+def model_of(settings: Settings, case: Case, console: Console) -> Iterator[ModelSettings]:
+    """The model that answers: the one that is configured, or the embedded one, started for the block."""
+    if settings.models is not None:
+        model = settings.models[case.role]
+        console.print(f"model   {model.model} at {', '.join(endpoint.url for endpoint in model.endpoints)}")
+        yield model
+        return
+    console.print("model   starting SmolLM2-135M-Instruct in llama.cpp's server …")
+    began_s = time.monotonic()
+    with ExitStack() as stack:
+        with ignored_by_children():
+            server = stack.enter_context(llm.serve(report=console.print))
+        console.print(f"model   ready in {time.monotonic() - began_s:.1f} s, {server.base_url}")
+        yield embedded_model(case, server.base_url)
+
+
+class Progress:
+    """Follows the outputs in a thread of its own and prints how far the job is."""
+
+    def __init__(self, followed: Watch, console: Console) -> None:
+        self.summary = Summary()
+        self.first_reply_s: float | None = None
+        self._watch = followed
+        self._console = console
+        self._began_s = time.monotonic()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began_s
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._poll()
+        self._watch.close()
+
+    def _follow(self) -> None:
+        shown, shown_s = "", 0.0
+        while not self._done.wait(0.2):
+            self._poll()
+            words = self.summary.progress()
+            if words != shown and self.elapsed_s - shown_s >= _PROGRESS_EVERY_S:
+                self._console.print(f"{self.elapsed_s:6.1f} s  {words}")
+                shown, shown_s = words, self.elapsed_s
+
+    def _poll(self) -> None:
+        # A batch may be all that one call gives; what is left is fetched before the end.
+        while records := self._watch.poll():
+            self.summary.add(records)
+            if self.first_reply_s is None and self.summary.replies:
+                self.first_reply_s = self.elapsed_s
+                self._console.print(f"{self.elapsed_s:6.1f} s  first reply")
+
+
+def conclude(console: Console, progress: Progress, events_in: int, repeats: int, where: str) -> int:
+    """Prints the table and where the replies lie; returns 0 where every event is accounted for, else 1."""
+    print_table(console, progress.summary, events_in, repeats, progress.elapsed_s)
+    console.print(f"replies in {where}")
+    missing = unaccounted(progress.summary, events_in, repeats)
+    if missing:
+        console.print(
+            f"{abs(missing)} events are {'not accounted for' if missing > 0 else 'accounted for twice'}: in ≠ outcomes + repeats."
+        )
+        return 1
+    return 0
+
+
+class _Bounded:
+    """A run over files, on a runner that has an end: DirectRunner, PrismRunner, or a service that is only submitted to."""
+
+    def __init__(self, settings: Settings, console: Console, stop: Stop) -> None:
+        case = case_named(settings.case)
+        source = settings.input or Files((str(case.samples),))
+        self._settings = replace(settings, input=source)
+        self._case = case
+        self._console = console
+        self._stop = stop
+
+    def run(self) -> int:
+        settings, console = self._settings, self._console
+        console.print(f"case    {self._case.name} on {settings.runner}")
+        assert isinstance(settings.input, Files)  # noqa: S101 - options refuse Kafka for these runners
+        with model_of(settings, self._case, console) as model:
+            console.print(f"events  {', '.join(settings.input.paths)}")
+            for left in reversed(range(_PRISM_RUNS)):
+                try:
+                    return self._run_once(model, settings.input.paths)
+                except prism.BundleFailed as error:
+                    if not left:
+                        raise StackError(
+                            f"A bundle failed in each of {_PRISM_RUNS} runs, the last time with: {error}"
+                        ) from error
+                    console.print(f"a bundle failed ({error}); Prism does no bundle again, so the run starts again")
+        raise AssertionError
+
+    def _run_once(self, model: ModelSettings, paths: tuple[str, ...]) -> int:
+        followed = watch(self._settings, self._case, self._console)
+        pipeline = beam.Pipeline(options=self._beam_options())
+        build(pipeline, self._case, files.ReadLines(paths), writer(self._settings), self._steps(model))
+        if runners.named(self._settings.runner).in_process:
+            files.resume()
+            self._stop.on_drain(self._drain)
+        with Progress(followed, self._console) as progress, prism.Failures() as failures:
+            with ignored_by_children():
+                result = pipeline.run()
+            if self._settings.runner == prism.RUNNER.name:
+                failures.wait(result)
+            else:
+                result.wait_until_finish()
+        if result.state != PipelineState.DONE:
+            self._console.print(f"The job ended as {result.state}.")
+            return 1
+        records, repeats = counter(result, RECORDS_IN) or 0, counter(result, REPEATS) or 0
+        return conclude(self._console, progress, records, repeats, self._where())
+
+    def _steps(self, model: ModelSettings) -> Steps:
+        slices = {"end_slice_s": _DIRECT_END_SLICE_S} if self._settings.runner == direct.RUNNER.name else {}
+        return steps_of(self._settings, model, **slices)
+
+    def _beam_options(self) -> PipelineOptions:
+        arguments = self._settings.beam_arguments
+        make: Mapping[str, Callable[[], list[str]]] = {
+            direct.RUNNER.name: lambda: direct.options(arguments),
+            prism.RUNNER.name: lambda: prism.options(arguments, str(self._prism())),
+            dataflow.RUNNER.name: lambda: dataflow.options(arguments),
+            portable.RUNNER.name: lambda: portable.options(arguments),
+        }
+        return PipelineOptions(make[self._settings.runner]())
+
+    def _prism(self) -> Path:
+        given = runners.runner.value_of(self._settings.beam_arguments, "--prism_location")
+        if given:
+            return Path(given)
+        self._console.print("prism   looking for Beam's Prism, built from source once …")
+        return artifacts.prism_path()
+
+    def _where(self) -> str:
+        output = self._settings.output
+        return (
+            f"Kafka at {output.servers}"
+            if isinstance(output, Kafka)
+            else f"{output_folder(self._settings)}/<topic>.jsonl"
+        )
+
+    def _drain(self) -> None:
+        self._console.print("draining: no further events are read, what is under way is finished; Ctrl-C again ends")
+        files.drain()

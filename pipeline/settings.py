@@ -1,0 +1,57 @@
+"""The settings of one run: frozen values, checked before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transforms.remote.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Files:
+    """Input from files, read one after the other, or output to a folder (one path)."""
+
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kafka:
+    """A Kafka cluster (``HOST:PORT[,HOST:PORT]``) and, for input, the topics to read."""
+
+    servers: str
+    topics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KafkaConfig:
+    """Further settings of Kafka's clients, by Kafka's names. Secrets are ``${env:NAME}``."""
+
+    consumer: Mapping[str, str] = field(default_factory=dict)
+    producer: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the command line says.
+
+    `input` None means the sample events of the case; `output` None the folder ``out`` or, with the local stack, its Kafka.
+    `models` None means the embedded model. `repeat_memory_s` is in seconds. `beam_arguments` are Beam's own flags, untouched.
+    """
+
+    case: str
+    runner: str
+    input: Files | Kafka | None
+    output: Files | Kafka | None
+    kafka_config: KafkaConfig
+    topics: Mapping[str, str]
+    models: Mapping[str, ModelSettings] | None
+    models_file: Path | None
+    follow: bool
+    engine: str
+    repeat_memory_s: float
+    shards: int
+    max_pending: int
+    beam_arguments: tuple[str, ...]
+    log_level: str

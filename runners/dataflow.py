@@ -1,0 +1,32 @@
+"""DataflowRunner: options prepared and checked. The job graph is tested; a run on the service is not."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from runners.runner import Runner, value_of, with_defaults
+from transforms.errors import SettingsError
+
+REQUIRED = ("--project", "--region", "--temp_location")
+
+
+def options(arguments: Sequence[str]) -> list[str]:
+    """Beam's flags for Dataflow: streaming, as the step's processing-time timer needs it, on the portable runner."""
+    return with_defaults(arguments, ["--runner=DataflowRunner", "--streaming", "--experiments=use_runner_v2"])
+
+
+def _check(arguments: Sequence[str], _engine: str) -> None:
+    for flag in REQUIRED:
+        if not value_of(arguments, flag):
+            raise SettingsError(f"--runner=DataflowRunner needs {flag}=…; it needs {', '.join(REQUIRED)}.")
+    temporary = value_of(arguments, "--temp_location") or ""
+    if not temporary.startswith("gs://"):
+        raise SettingsError(f"--temp_location={temporary}: must be a bucket, gs://…, on Dataflow.")
+    if importlib.util.find_spec("google") is None or importlib.util.find_spec("google.cloud.storage") is None:
+        raise SettingsError(
+            "--runner=DataflowRunner needs Beam's parts for Google Cloud; install them with: pip install 'farcall[dataflow]'."
+        )
+
+
+RUNNER = Runner(name="DataflowRunner", reads_kafka=True, in_process=False, check=_check)

@@ -1,0 +1,251 @@
+"""The asynchronous step's memory against its state: what is lost, what is kept, what is done twice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from transforms.ask.calls import Calls
+from transforms.ask.shard import COMPACT_AT, Entry, Shard
+from transforms.remote.client import Call, Outcome
+from transforms.remote.fakes import VirtualClock
+
+
+class Store:
+    """Keyed state of one shard with bundles that commit or are undone, as a runner keeps it."""
+
+    def __init__(self) -> None:
+        self.committed_cell: bytes | None = None
+        self.committed_bag: list[bytes] = []
+        self.begin()
+
+    def begin(self) -> None:
+        self._cell, self._bag = self.committed_cell, list(self.committed_bag)
+
+    def commit(self) -> None:
+        self.committed_cell, self.committed_bag = self._cell, list(self._bag)
+
+    @property
+    def cell(self) -> Any:
+        store = self
+
+        class Cell:
+            def read(self) -> bytes | None:
+                return store._cell
+
+            def write(self, value: bytes) -> None:
+                store._cell = value
+
+        return Cell()
+
+    @property
+    def bag(self) -> Any:
+        store = self
+
+        class Bag:
+            def read(self) -> Iterable[bytes]:
+                shuffled = list(store._bag)  # a bag has no order
+                random.Random(len(shuffled)).shuffle(shuffled)
+                return shuffled
+
+            def add(self, value: bytes) -> None:
+                store._bag.append(value)
+
+            def clear(self) -> None:
+                store._bag.clear()
+
+        return Bag()
+
+
+class Server:
+    """Calls that end when the test says so."""
+
+    def __init__(self) -> None:
+        self.started: list[Call] = []
+        self._open: list[tuple[Call, Future[Outcome]]] = []
+        self.calls = Calls(self, VirtualClock(), run=self._run)
+
+    async def call(self, call: Call) -> Outcome:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    def _run(self, coroutine: Coroutine[Any, Any, Outcome]) -> Future[Outcome]:
+        assert coroutine.cr_frame is not None  # type: ignore[attr-defined]
+        call = coroutine.cr_frame.f_locals["call"]  # type: ignore[attr-defined]
+        coroutine.close()
+        future: Future[Outcome] = Future()
+        self.started.append(call)
+        self._open.append((call, future))
+        return future
+
+    def finish(self, *ids: str) -> None:
+        """Ends the calls of these events, or all."""
+        for call, future in list(self._open):
+            if not ids or call.id in ids:
+                self._open.remove((call, future))
+                future.set_result(Outcome(call.id, None, "x", f"reply to {call.id}", call.attempts + 1, 0.0, 0.0, None))
+
+
+def make_call(entry: Entry) -> Call:
+    return Call(id=entry.id, messages=(), deadline_ms=entry.deadline_ms, attempts=entry.attempts)
+
+
+class Step:
+    """One instance of the step for one shard, driven bundle by bundle."""
+
+    def __init__(self, store: Store, server: Server) -> None:
+        self.store, self.server = store, server
+        self.shard = Shard(b"s", server.calls, make_call)
+
+    def bundle(self, take: Iterable[str] = (), hand_out: bool = False, fail: bool = False) -> list[str]:
+        """Runs a bundle; returns the ids it emitted, which count only where it did not fail."""
+        self.store.begin()
+        cell, bag = self.store.cell, self.store.bag
+        self.shard.touch(cell, bag)
+        for event_id in take:
+            self.shard.take(cell, bag, event_id, 0, 10**15, b"payload of " + event_id.encode(), make_call)
+        out = self.shard.hand_out(cell, bag) if hand_out else []
+        if fail:
+            return []
+        self.store.commit()
+        return [entry.id for entry, _ in out]
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def step(server: Server) -> Step:
+    return Step(Store(), server)
+
+
+def test_outcomes_leave_once_and_state_empties(step: Step, server: Server) -> None:
+    """What is taken leaves once when its call ends, and nothing of it stays in state."""
+    step.bundle(take=["a", "b"])
+    assert step.bundle(hand_out=True) == []
+    server.finish("a")
+    assert step.bundle(hand_out=True) == ["a"]
+    server.finish("b")
+    assert step.bundle(hand_out=True) == ["b"]
+    assert step.bundle(hand_out=True) == []
+    assert step.store.committed_bag == []
+
+
+def test_an_undone_bundle_hands_out_again(step: Step, server: Server) -> None:
+    """A bundle that fails after it took outcomes from memory loses none: the next hands them out, without a second call."""
+    step.bundle(take=["a", "b"])
+    server.finish()
+    step.bundle(hand_out=True, fail=True)
+    assert sorted(step.bundle(hand_out=True)) == ["a", "b"]
+    assert len(server.started) == 2
+
+
+def test_an_undone_take_finds_its_call_again(step: Step, server: Server) -> None:
+    """A bundle that fails after it started a call does not cause a second one when it is done again."""
+    step.bundle(take=["a"], fail=True)
+    step.bundle(take=["a"])
+    server.finish()
+    assert step.bundle(hand_out=True) == ["a"]
+    assert len(server.started) == 1
+
+
+def test_another_instance_takes_over(step: Step, server: Server) -> None:
+    """A new instance of the step in the same process finds the running calls; one left behind believes state again."""
+    step.bundle(take=["a", "b", "c"])
+    other = Step(step.store, server)
+    server.finish("a")
+    assert other.bundle(hand_out=True) == ["a"]
+    server.finish("b")
+    assert step.bundle(hand_out=True) == ["b"]
+    server.finish("c")
+    assert other.bundle(hand_out=True) == ["c"]
+    assert len(server.started) == 3
+
+
+def test_another_process_calls_again_with_the_attempt_counted(step: Step) -> None:
+    """After a restart in a new process the calls are made again, the lost attempt counted, the deadline unchanged."""
+    step.bundle(take=["a"])
+    elsewhere = Server()
+    moved = Step(step.store, elsewhere)
+    moved.bundle()
+    assert [(call.id, call.attempts, call.deadline_ms) for call in elsewhere.started] == [("a", 1, 10**15)]
+    elsewhere.finish()
+    assert moved.bundle(hand_out=True) == ["a"]
+
+
+def test_a_shard_that_moves_away_and_back(step: Step, server: Server) -> None:
+    """What another process handed out meanwhile is not handed out again by the one the shard comes back to."""
+    step.bundle(take=["a", "b"])
+    elsewhere = Server()
+    moved = Step(step.store, elsewhere)
+    moved.bundle()
+    elsewhere.finish("a")
+    assert moved.bundle(hand_out=True) == ["a"]
+    server.finish()
+    assert step.bundle(hand_out=True) == ["b"]
+
+
+def test_equal_ids_under_way_are_two_events(step: Step, server: Server) -> None:
+    """Two events with one id at the same time are asked about separately, and both leave."""
+    step.bundle(take=["a", "a"])
+    server.finish()
+    assert step.bundle(hand_out=True) == ["a", "a"]
+    assert len(server.started) == 2
+
+
+def test_an_id_that_comes_back_is_a_new_event(step: Step, server: Server) -> None:
+    """An id whose outcome has left is called again when it comes again, whatever instance handled the first."""
+    step.bundle(take=["a"])
+    server.finish()
+    assert step.bundle(hand_out=True) == ["a"]
+    other = Step(step.store, server)
+    other.bundle(take=["a"])
+    assert other.bundle(hand_out=True) == []
+    server.finish()
+    assert other.bundle(hand_out=True) == ["a"]
+    assert len(server.started) == 2
+
+
+def test_the_bag_is_compacted(step: Step, server: Server) -> None:
+    """The bag stays about as large as what is under way, however many events passed."""
+    step.bundle(take=["stays"])
+    for number in range(10 * COMPACT_AT):
+        step.bundle(take=[f"e{number}"])
+        server.finish(f"e{number}")
+        step.bundle(hand_out=True)
+        assert len(step.store.committed_bag) <= 2 * COMPACT_AT + 3
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_nothing_is_lost_whatever_fails(seed: int) -> None:
+    """Over random bundles, failures, instances and processes: every event taken leaves, at least once, at most once per process."""
+    dice = random.Random(seed)
+    store = Store()
+    servers = [Server(), Server()]
+    steps = [Step(store, server) for server in servers for _ in range(2)]
+    wanted: list[str] = []
+    emitted: list[str] = []
+    for number in range(60):
+        step = dice.choice(steps)
+        fail = dice.random() < 0.25
+        take = [f"{number}-{index}" for index in range(dice.randrange(4))]
+        emitted += step.bundle(take, hand_out=dice.random() < 0.7, fail=fail)
+        if not fail:
+            wanted += take
+        for server in servers:
+            open_ids = [call.id for call, _ in server._open]
+            server.finish(*dice.sample(open_ids, dice.randrange(len(open_ids) + 1)) or ["none"])
+    for _ in range(3):
+        for server in servers:
+            server.finish()
+        emitted += steps[0].bundle(hand_out=True)
+    assert sorted(emitted) == sorted(wanted)
+    assert store.committed_bag == []

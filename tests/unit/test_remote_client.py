@@ -1,0 +1,473 @@
+"""The client in virtual time: what holds for every call, whatever the server does."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import pickle
+import random
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from transforms.remote.client import Call, Client, Message, Outcome, Reply
+from transforms.remote.fakes import (
+    FakeTransport,
+    Script,
+    Scripted,
+    Sent,
+    VirtualClock,
+    answered,
+    dropped,
+    hung,
+    replied,
+    unreachable,
+)
+from transforms.remote.settings import Auth, Endpoint, ModelSettings, RetryPolicy
+from transforms.remote.transport import NotConnected
+
+URL = "http://one/v1"
+
+
+def settings_of(*urls: str, **over: Any) -> ModelSettings:
+    endpoints = tuple(Endpoint(url) for url in urls or (URL,))
+    return ModelSettings(**{"role": "answer", "endpoints": endpoints, "model": "m", **over})
+
+
+class Bench:
+    """A client over a scripted transport, both in virtual time."""
+
+    def __init__(self, script: Script | None = None, settings: ModelSettings | None = None, seed: int = 0) -> None:
+        self.clock = VirtualClock(seed)
+        self.transport = FakeTransport(self.clock, script)
+        self.client = Client(settings or settings_of(), self.clock, self.transport)
+
+    def call(self, key: str = "a", deadline_s: float = 120.0, **over: Any) -> Call:
+        deadline_ms = self.clock.now_ms() + round(deadline_s * 1000)
+        return Call(key, (Message("user", "Where is my order?"),), deadline_ms, **over)
+
+    def ask(self, **over: Any) -> Outcome:
+        return self.clock.run(self.client.call(self.call(**over)))
+
+    def ask_all(self, calls: list[Call]) -> list[Outcome]:
+        async def main() -> list[Outcome]:
+            return await asyncio.gather(*(self.client.call(call) for call in calls))
+
+        return self.clock.run(main())
+
+
+REFUSALS = (400, 401, 403, 404, 405, 413, 422)
+
+
+class Chaos:
+    """A server that does anything, the same for one seed, and remembers what it did.
+
+    `windows` are the times (URL, begin, end in seconds) in which it asked to be left alone.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.windows: list[tuple[str, float, float]] = []
+        self.did: dict[str, list[tuple[Sent, Scripted]]] = {}
+
+    def __call__(self, sent: Sent) -> Scripted:
+        chance = random.Random(f"{self.seed} {sent.id} {sent.attempt}")
+        after_s = chance.choice([0.0, 0.01, 0.2, 1.0, 5.0])
+        wait_s = chance.choice([0.0, 0.3, 1.0, 2.5, 20.0])
+        scripts = [
+            replied(sent.id, after_s),
+            replied(sent.id, after_s),
+            answered(500, b"oops", after_s),
+            answered(429, b"", after_s, retry_after=str(wait_s)),
+            answered(503, b"", after_s, retry_after_ms=str(wait_s * 1000)),
+            answered(chance.choice(REFUSALS), b"no", after_s),
+            answered(200, b'{"choices": [', after_s),
+            answered(302, b"", after_s, location="http://elsewhere"),
+            dropped(after_s),
+            unreachable(after_s),
+            hung(),
+        ]
+        scripted = chance.choices(scripts, weights=[chance.random() ** 2 for _ in scripts])[0]
+        if scripted.status in (429, 503) and after_s < sent.timeout_s:
+            self.windows.append((sent.url, sent.at_s + after_s, sent.at_s + after_s + wait_s))
+        self.did.setdefault(sent.id, []).append((sent, scripted))
+        return scripted
+
+    def counted(self, key: str) -> int:
+        """The attempts of `key` that found a server, or were cut off before it showed that there is none."""
+        return sum(
+            not (isinstance(scripted.error, NotConnected) and scripted.after_s < sent.timeout_s)
+            for sent, scripted in self.did.get(key, [])
+        )
+
+
+def ends_a_call(sent: Sent, scripted: Scripted) -> bool:
+    """Whether nothing may be sent after this answer: a reply, or a refusal."""
+    arrives = scripted.error is None and scripted.after_s < sent.timeout_s
+    return arrives and (scripted.status in (*REFUSALS, 302) or (scripted.status == 200 and len(scripted.body) > 20))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_holds_whatever_the_server_does(seed: int) -> None:
+    """One outcome a call, in time, counted right; no repeat after an end; the bound and every window kept."""
+    chance = random.Random(seed)
+    policy = RetryPolicy(max_attempts=chance.choice([1, 2, 5]), base_s=0.2, cap_s=2.0)
+    urls = [f"http://{number}/v1" for number in range(chance.choice([1, 1, 2, 3]))]
+    settings = settings_of(*urls, timeout_s=3.0, max_in_flight=chance.choice([1, 3, 50]), retry=policy)
+    server = Chaos(seed)
+    bench = Bench(server, settings, seed)
+    deadlines_s = [chance.choice([0.0, 0.5, 3.0, 30.0]) for _ in range(30)]
+    before = [chance.choice([0, 0, 2]) for _ in deadlines_s]
+    calls = [
+        bench.call(f"id-{number}", deadline_s, attempts=attempts)
+        for number, (deadline_s, attempts) in enumerate(zip(deadlines_s, before, strict=True))
+    ]
+    outcomes = bench.ask_all(calls)
+
+    assert [outcome.id for outcome in outcomes] == [call.id for call in calls]
+    assert bench.transport.most_open <= settings.max_in_flight
+    assert (bench.client.in_flight, bench.client.waiting, bench.transport.open) == (0, 0, 0)
+    for call, outcome, deadline_s in zip(calls, outcomes, deadlines_s, strict=True):
+        check_time(outcome, deadline_s, server)
+        check_attempts(call, outcome, server, policy)
+    for sent in bench.transport.sent:
+        for url, begin_s, end_s in server.windows:
+            assert sent.url != url or not begin_s < sent.at_s < end_s - 1e-6
+
+
+def check_time(outcome: Outcome, deadline_s: float, server: Chaos) -> None:
+    """No outcome and no request after the deadline, and no DeadlineExceeded before it."""
+    assert outcome.total_ms <= deadline_s * 1000 + 100
+    assert all(sent.at_s <= deadline_s for sent, _ in server.did.get(outcome.id, []))
+    if outcome.error_type == "deadline":
+        assert outcome.total_ms >= deadline_s * 1000 - 5
+
+
+def check_attempts(call: Call, outcome: Outcome, server: Chaos, policy: RetryPolicy) -> None:
+    """Each attempt that may have found a server is counted, none is made too many, and none after an end."""
+    did = server.did.get(call.id, [])
+    assert outcome.attempts == call.attempts + server.counted(call.id)
+    assert outcome.attempts <= max(policy.max_attempts, call.attempts + 1)
+    assert not any(ends_a_call(sent, scripted) for sent, scripted in did[:-1])
+    assert (outcome.reply is None) == (outcome.error_type is not None) == (outcome.error_message is not None)
+    assert outcome.reply is None or outcome.reply.text == call.id
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_the_same_seed_gives_the_same_course(seed: int) -> None:
+    """Time, chance and order are the clock's alone: two runs of one seed send the same requests at the same times."""
+
+    def course() -> tuple[list[Outcome], list[Sent]]:
+        bench = Bench(Chaos(seed), settings_of(timeout_s=3.0, max_in_flight=3), seed)
+        return bench.ask_all([bench.call(str(number), 20.0) for number in range(15)]), bench.transport.sent
+
+    assert course() == course()
+
+
+def test_a_reply_is_the_outcome() -> None:
+    """A good answer gives its reply, one attempt, the time it took, and where it came from."""
+    outcome = Bench([replied("Hi.", after_s=0.25)]).ask()
+    assert outcome.reply == Reply("Hi.", "stop", "fake", 1, 1)
+    assert (outcome.attempts, outcome.error_type, outcome.endpoint) == (1, None, URL)
+    assert outcome.model_ms == pytest.approx(250)
+    assert outcome.total_ms == pytest.approx(250)
+
+
+@pytest.mark.parametrize("status", [*REFUSALS, 301, 307])
+def test_a_permanent_error_is_never_repeated(status: int) -> None:
+    """After a refusal nothing more is sent, and the outcome says which status it was."""
+    bench = Bench([answered(status, b"no such model"), replied()])
+    outcome = bench.ask()
+    assert (outcome.error_type, outcome.attempts, len(bench.transport.sent)) == ("refused", 1, 1)
+    assert str(status) in str(outcome.error_message)
+    assert "no such model" in str(outcome.error_message)
+
+
+PASSING = {
+    "server-error": answered(500),
+    "throttled": answered(429),
+    "unreachable": dropped(),
+    "timeout": hung(),
+    "broken-reply": answered(200, b"{}"),
+}
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_a_passing_error_is_repeated_until_it_has_passed(kind: str) -> None:
+    """Two failures and a good answer make a reply of three attempts, all with the same idempotency key and body."""
+    bench = Bench([PASSING[kind], PASSING[kind], replied("Hi.")])
+    outcome = bench.ask(key="event-7")
+    assert outcome.reply is not None
+    assert outcome.attempts == 3
+    assert {sent.id for sent in bench.transport.sent} == {"event-7"}
+    assert len({sent.body for sent in bench.transport.sent}) == 1
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_attempts_are_bounded(kind: str) -> None:
+    """An error that does not pass ends the call after `max_attempts`, with its own kind."""
+    bench = Bench([PASSING[kind]], settings_of(timeout_s=1.0, retry=RetryPolicy(max_attempts=4)))
+    outcome = bench.ask()
+    assert (outcome.error_type, outcome.attempts, len(bench.transport.sent)) == (kind, 4, 4)
+
+
+def test_attempts_made_before_count() -> None:
+    """Attempts of an earlier process use up the same allowance."""
+    bench = Bench([answered(500)])
+    assert bench.ask(attempts=3).attempts == 5
+    assert len(bench.transport.sent) == 2
+
+
+def test_a_call_with_its_attempts_used_up_gets_one_more() -> None:
+    """A dead letter is no substitute for an answer that is possible: a lost call is made once more."""
+    bench = Bench([replied()])
+    outcome = bench.ask(attempts=9)
+    assert outcome.reply is not None
+    assert outcome.attempts == 10
+
+
+def test_back_offs_are_bounded_by_the_formula() -> None:
+    """The pause before retry n is below min(cap, base·2ⁿ), and not the same for all."""
+    policy = RetryPolicy(max_attempts=10, base_s=0.2, cap_s=3.0)
+    pauses = list[list[float]]()
+    for seed in range(30):
+        bench = Bench([answered(500)], settings_of(retry=policy), seed)
+        bench.ask()
+        at_s = [sent.at_s for sent in bench.transport.sent]
+        pauses.append([later - sooner for sooner, later in pairwise(at_s)])
+    for retry, column in enumerate(zip(*pauses, strict=True)):
+        assert max(column) <= min(3.0, 0.2 * 2**retry) + 1e-6
+        assert max(column) > min(column)
+
+
+@pytest.mark.parametrize("header", ["retry_after", "retry_after_ms", "x_ms_retry_after_ms"])
+def test_retry_after_closes_the_endpoint_for_all(header: str) -> None:
+    """Nothing is sent, by any call, while the server has asked to be left alone, and all are answered after it."""
+    value = "4" if header == "retry_after" else "4000"
+
+    def script(sent: Sent) -> Scripted:
+        return answered(429, **{header: value}) if sent.at_s < 4.0 else replied()
+
+    bench = Bench(script, settings_of(max_in_flight=1))
+    outcomes = bench.ask_all([bench.call(str(number)) for number in range(20)])
+    assert all(outcome.reply for outcome in outcomes)
+    assert [sent.at_s < 4.0 for sent in bench.transport.sent] == [True] + [False] * 20
+
+
+def test_a_closed_endpoint_leaves_the_others_open() -> None:
+    """While one endpoint asks to be left alone, calls go to the other."""
+
+    def script(sent: Sent) -> Scripted:
+        return answered(503, retry_after="60") if "//one/" in sent.url else replied()
+
+    bench = Bench(script, settings_of(URL, "http://two/v1"))
+    outcomes = bench.ask_all([bench.call(str(number), 30.0) for number in range(10)])
+    assert all(outcome.endpoint == "http://two/v1" for outcome in outcomes)
+    assert all(outcome.reply and outcome.total_ms < 1000 for outcome in outcomes)
+
+
+def test_attempts_take_turns_over_the_endpoints() -> None:
+    """First attempts are spread evenly, and a repeat goes to the next endpoint."""
+    bench = Bench([answered(500)], settings_of("http://a", "http://b", retry=RetryPolicy(max_attempts=4)))
+    bench.ask()
+    assert [sent.url[7] for sent in bench.transport.sent] == ["a", "b", "a", "b"]
+    bench = Bench([replied()], settings_of("http://a", "http://b"))
+    bench.ask_all([bench.call(str(number)) for number in range(10)])
+    assert sorted(sent.url[7] for sent in bench.transport.sent) == ["a"] * 5 + ["b"] * 5
+
+
+WAITS: dict[str, list[Scripted]] = {
+    "the wire": [hung()],
+    "a window": [answered(429, retry_after="3600")],
+    "back-offs": [answered(500)],
+    "a server that is down": [unreachable()],
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_the_deadline_covers_every_wait(wait: str) -> None:
+    """Whatever a call waits for, its deadline ends it on time and names the last error."""
+    policy = RetryPolicy(max_attempts=1000, base_s=1.0)
+    bench = Bench(WAITS[wait], settings_of(retry=policy, deadline_s=60.0))
+    outcome = bench.ask(deadline_s=7.0)
+    assert outcome.error_type == "deadline"
+    assert outcome.total_ms == pytest.approx(7000, abs=5)
+    assert "the last error was" in str(outcome.error_message)
+
+
+def test_the_deadline_covers_waiting_for_a_permit() -> None:
+    """A call that finds all permits taken until its deadline ends on time, and was never sent."""
+    bench = Bench([hung()], settings_of(max_in_flight=1))
+    first, second = bench.ask_all([bench.call("a", 20.0), bench.call("b", 5.0)])
+    assert (first.error_type, second.error_type) == ("deadline", "deadline")
+    assert second.total_ms == pytest.approx(5000, abs=5)
+    assert (second.attempts, second.endpoint) == (0, None)
+    assert "permits" in str(second.error_message)
+
+
+@pytest.mark.parametrize("deadline_s", [0.0, -5.0])
+def test_after_the_deadline_nothing_is_sent(deadline_s: float) -> None:
+    """A call whose deadline has passed already is not sent."""
+    bench = Bench([replied()])
+    outcome = bench.ask(deadline_s=deadline_s, attempts=2)
+    assert (outcome.error_type, outcome.attempts, bench.transport.sent) == ("deadline", 2, [])
+
+
+def test_an_attempt_has_its_own_timeout() -> None:
+    """A hanging attempt is cut off after `timeout_s` and repeated."""
+    bench = Bench([hung(), replied()], settings_of(timeout_s=2.0))
+    outcome = bench.ask()
+    assert outcome.reply is not None
+    assert bench.transport.cancelled == 1
+    assert 2000 <= outcome.total_ms <= 2200
+
+
+def test_events_wait_for_a_server_that_comes_up() -> None:
+    """Attempts that found no server are not counted: after 100 s of outage every event is still answered."""
+
+    def script(sent: Sent) -> Scripted:
+        return unreachable() if sent.at_s < 100.0 else replied()
+
+    bench = Bench(script)
+    outcomes = bench.ask_all([bench.call(str(number)) for number in range(50)])
+    assert all(outcome.reply and outcome.attempts == 1 for outcome in outcomes)
+
+
+def test_attempts_used_up_do_not_end_the_wait_for_a_server() -> None:
+    """A call whose attempts were used up before still waits for a server that is down, for its last one."""
+
+    def script(sent: Sent) -> Scripted:
+        return unreachable() if sent.at_s < 50.0 else replied()
+
+    outcome = Bench(script).ask(attempts=5)
+    assert outcome.reply is not None
+    assert outcome.attempts == 6
+
+
+def test_not_waiting_for_a_server_counts_every_attempt() -> None:
+    """With `wait_for_server` off, a server that is down ends a call after `max_attempts`."""
+    bench = Bench([unreachable()], settings_of(retry=RetryPolicy(max_attempts=3, wait_for_server=False)))
+    outcome = bench.ask()
+    assert (outcome.error_type, outcome.attempts) == ("unreachable", 3)
+
+
+def test_a_connection_that_broke_later_counts() -> None:
+    """An attempt that may have reached the server uses up an attempt, also while others do not."""
+    bench = Bench([unreachable(), dropped(), unreachable(), dropped()], settings_of(retry=RetryPolicy(max_attempts=2)))
+    outcome = bench.ask()
+    assert (outcome.error_type, outcome.attempts, len(bench.transport.sent)) == ("unreachable", 2, 4)
+
+
+def test_cancelling_gives_everything_back() -> None:
+    """A cancelled call ends at once, wherever it is, cuts its request off and frees its permit."""
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(bench.client.call(bench.call(str(number)))) for number in range(4)]
+        await bench.clock.sleep(1.0)
+        assert (bench.client.in_flight, bench.client.waiting) == (2, 2)
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+    bench = Bench([hung()], settings_of(max_in_flight=2))
+    bench.clock.run(main())
+    assert (bench.client.in_flight, bench.client.waiting, bench.transport.open) == (0, 0, 0)
+    assert bench.clock.monotonic_s() == pytest.approx(1.0)
+
+
+def test_requests_carry_id_trace_and_params() -> None:
+    """Headers and body hold what the call says; its params go over those of the settings."""
+    bench = Bench(settings=settings_of(params={"max_tokens": 5, "temperature": 0}))
+    bench.ask(key="e-1", traceparent="00-aa-bb-01", params={"max_tokens": 9})
+    (sent,) = bench.transport.sent
+    assert sent.url == "http://one/v1/chat/completions"
+    assert sent.headers["idempotency-key"] == "e-1"
+    assert sent.headers["traceparent"] == "00-aa-bb-01"
+    assert sent.headers["content-type"] == "application/json"
+    body = json.loads(sent.body)
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 9, 0)
+
+
+def test_ids_that_no_header_may_hold_are_encoded() -> None:
+    """Line breaks, spaces and other scripts are percent-encoded, and no two ids give the same header."""
+    ids = ["a b", "a\r\nX-Evil: 1", "é", "%C3%A9", "你好", " a b", "a%20b", "\ud800"]
+    bench = Bench()
+    for key in ids:
+        assert bench.ask(key=key).id == key
+    values = [sent.headers["idempotency-key"] for sent in bench.transport.sent]
+    assert len(set(values)) == len(ids)
+    assert all(value.isascii() and value.isprintable() and " " not in value for value in values)
+
+
+def test_a_bad_traceparent_is_left_out() -> None:
+    """A traceparent that could end a header is not sent."""
+    bench = Bench()
+    bench.ask(traceparent="00-a\r\nX-Evil: 1")
+    assert "traceparent" not in bench.transport.sent[0].headers
+
+
+def test_a_question_without_a_json_form_is_refused() -> None:
+    """Half of a surrogate pair, or a param that is no JSON, ends the call before anything is sent."""
+    bench = Bench()
+    call = Call("a", (Message("user", "\ud800"),), bench.clock.now_ms() + 1000)
+    (outcome,) = bench.ask_all([call])
+    assert outcome.error_type == "refused"
+    assert bench.ask(params={"x": object()}).error_type == "refused"
+    assert bench.transport.sent == []
+
+
+def test_a_defect_is_an_outcome_too() -> None:
+    """An exception nobody foresaw ends its own call with an outcome, and frees its permit."""
+
+    class Defective:
+        async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Any:
+            raise KeyError("unforeseen")
+
+    bench = Bench()
+    bench.client = Client(settings_of(), bench.clock, Defective())
+    outcome = bench.ask()
+    assert (outcome.error_type, outcome.attempts, bench.client.in_flight) == ("call", 1, 0)
+    assert "unforeseen" in str(outcome.error_message)
+
+
+def test_the_secret_is_sent_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secret is in the header, and in no repr, outcome or error, also where the server repeats it."""
+    monkeypatch.setenv("FARCALL_TEST_KEY", "hunter2")
+    bench = Bench([answered(401, b"bad key hunter2")], settings_of(auth=Auth(env="FARCALL_TEST_KEY")))
+    outcome = bench.ask()
+    assert bench.transport.sent[0].headers["authorization"] == "Bearer hunter2"
+    assert "bad key ***" in str(outcome.error_message)
+    assert "hunter2" not in f"{outcome!r} {bench.client!r} {bench.client!s} {bench.client.settings!r}"
+
+
+@pytest.mark.parametrize("status", [401, 200])
+def test_a_secret_is_not_cut_in_half(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """Wherever a server's words are cut, no part of a secret among them is left."""
+    monkeypatch.setenv("FARCALL_TEST_KEY", "hunter2" * 200)
+    for length in (0, 190, 198, 940, 999):
+        body = json.dumps({"error": {"message": "x" * length + "hunter2" * 200}}).encode()
+        bench = Bench([answered(status, body)], settings_of(auth=Auth(env="FARCALL_TEST_KEY")))
+        outcome = bench.ask()
+        assert "hu" not in str(outcome.error_message)
+        assert len(str(outcome.error_message)) <= 1000
+
+
+def test_a_client_cannot_be_pickled() -> None:
+    """Pickling a client, which holds a secret, fails with a sentence that says what to do."""
+    with pytest.raises(TypeError, match="pickle its settings"):
+        pickle.dumps(Bench().client)
+
+
+def test_many_calls_leave_nothing_behind() -> None:
+    """After thousands of calls through few permits, no task, future or call is left."""
+    bench = Bench([replied(after_s=0.2)], settings_of(max_in_flight=64))
+    outcomes = bench.ask_all([bench.call(str(number)) for number in range(3000)])
+    assert sum(outcome.reply is not None for outcome in outcomes) == 3000
+    assert bench.transport.most_open == 64
+    del outcomes
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, asyncio.Task) and not thing.done()]

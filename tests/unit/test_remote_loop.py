@@ -1,0 +1,66 @@
+"""One event loop per process."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+
+import pytest
+
+from transforms.remote import loop
+
+
+async def _where() -> tuple[int, int]:
+    return id(asyncio.get_running_loop()), threading.get_ident()
+
+
+def test_all_threads_share_one_loop() -> None:
+    """Coroutines started from many threads run on one loop in one other thread."""
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: loop.run(_where()).result(10), range(50)))
+    assert len(found) == 1
+    assert found.pop()[1] != threading.get_ident()
+
+
+def test_an_exception_comes_back() -> None:
+    """What a coroutine raises, its future raises."""
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        loop.run(fail()).result(10)
+
+
+def test_cancelling_the_future_cancels_the_coroutine() -> None:
+    """A cancelled future cancels what it stands for."""
+    began, ended = threading.Event(), threading.Event()
+
+    async def wait() -> None:
+        try:
+            began.set()
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.set()
+
+    future = loop.run(wait())
+    assert began.wait(10)
+    future.cancel()
+    assert ended.wait(10)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_gets_its_own_loop() -> None:
+    """In a child forked after first use, a coroutine still runs, though the parent's thread is not there."""
+    loop.run(_where()).result(10)
+    child = os.fork()
+    if child == 0:
+        try:
+            loop.run(_where()).result(10)
+        except BaseException:  # noqa: BLE001 - a child must end here
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

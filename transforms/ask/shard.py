@@ -1,0 +1,249 @@
+"""What a step remembers of one shard: events without an outcome yet. State is the truth, memory a cache of it.
+
+A shard's state is a bag of items (events taken, and the numbers of those that are done) and a cell with a token. Every bundle
+that changes the shard writes a new token. The first touch of a shard in a bundle reads the cell: where its token is not the one
+that memory wrote last, then the bundle that wrote it failed, or another instance of the step changed the shard since, and
+memory is built again from the bag. An outcome that was handed out stays in this process until a later bundle sees the token
+written with it; until then it can be handed out again. docs/adr/0003 has the reasons and what loses events without this.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from transforms.ask.calls import Calls
+from transforms.remote.client import Call, Outcome
+
+# The bag is written anew when this many done numbers lie in it and they outnumber the events that are not done.
+COMPACT_AT = 32
+
+# How far past its deadline an event's call must be before the shard looks whether it still exists.
+OVERDUE_MS = 1_000
+
+
+class Cell(Protocol):
+    """A cell of keyed state; Beam's `ReadModifyWriteRuntimeState` is one."""
+
+    def read(self) -> bytes | None:
+        """What was written last, or None."""
+
+    def write(self, value: bytes) -> None:
+        """Replaces what the cell holds."""
+
+
+class Bag(Protocol):
+    """A bag of keyed state; Beam's `BagRuntimeState` is one. Its order means nothing."""
+
+    def read(self) -> Iterable[bytes]:
+        """All items."""
+
+    def add(self, value: bytes) -> None:
+        """Adds an item."""
+
+    def clear(self) -> None:
+        """Removes all items."""
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """An event that the step took and that has no outcome yet.
+
+    `number` is its own within the shard, `key` the event's id, with a suffix where that id is under way already; `attempts` is
+    how many calls are known to have been made, `payload` the encoded event.
+    """
+
+    number: int
+    key: str
+    id: str
+    event_time_us: int
+    taken_ms: int
+    deadline_ms: int
+    attempts: int
+    payload: bytes
+
+
+class _Item(msgspec.Struct, array_like=True):
+    """An item of the bag: an event taken, or the numbers of events that are done."""
+
+    entry: Entry | None = None
+    done: tuple[int, ...] = ()
+
+
+class _Head(msgspec.Struct, array_like=True):
+    """What the cell holds. `next_number` never goes back, so that a done number can never mean a later event."""
+
+    token: bytes = b""
+    next_number: int = 0
+    tick_set: bool = False
+    end_set: bool = False
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_head = msgspec.msgpack.Decoder(_Head).decode
+_decode_item = msgspec.msgpack.Decoder(_Item).decode
+
+
+class MakeCall(Protocol):
+    """Makes the call for an event of the step, after a restart too."""
+
+    def __call__(self, entry: Entry) -> Call:
+        """The call for this entry. Must not raise for an entry that `Shard.take` accepted."""
+
+
+class Shard:
+    """The memory of one shard in one instance of a step. Call `touch` first in each bundle."""
+
+    def __init__(self, key: bytes, calls: Calls, make_call: MakeCall) -> None:
+        self.key = key
+        self._calls = calls
+        self._make_call = make_call
+        self._head = _Head()
+        self._entries: dict[str, Entry] = {}
+        self._done_in_bag = 0
+        self._unconfirmed: list[str] = []
+        self._is_new = True
+        self._wrote_token = False
+
+    def touch(self, cell: Cell, bag: Bag) -> None:
+        """Begins a bundle: believes memory where state has the token that memory wrote last, and else builds it from state."""
+        self._wrote_token = False
+        stored = cell.read()
+        head = _decode_head(stored) if stored else _Head()
+        if not self._is_new and head.token == self._head.token:
+            for key in self._unconfirmed:
+                self._calls.drop(self.key, key)
+            self._unconfirmed.clear()
+            return
+        self._head = head
+        self._rebuild(cell, bag)
+        self._is_new = False
+
+    @property
+    def pending(self) -> int:
+        """How many events have not been handed out."""
+        return len(self._entries)
+
+    @property
+    def latest_deadline_ms(self) -> int:
+        """The latest deadline of the events that have not been handed out; 0 without any."""
+        return max((entry.deadline_ms for entry in self._entries.values()), default=0)
+
+    @property
+    def tick_set(self) -> bool:
+        """Whether the timer that hands out outcomes is set."""
+        return self._head.tick_set
+
+    @property
+    def end_set(self) -> bool:
+        """Whether the timer of the end of the window is set."""
+        return self._head.end_set
+
+    def mark_timers(self, cell: Cell, *, tick_set: bool, end_set: bool) -> None:
+        """Remembers, with the bundle, which timers are set."""
+        if (tick_set, end_set) != (self._head.tick_set, self._head.end_set):
+            self._head.tick_set, self._head.end_set = tick_set, end_set
+            self._write_head(cell)
+
+    def take(
+        self,
+        cell: Cell,
+        bag: Bag,
+        event_id: str,
+        event_time_us: int,
+        deadline_ms: int,
+        payload: bytes,
+        make_call: MakeCall,
+    ) -> None:
+        """Takes an event into state and starts its call, or finds the call that an undone bundle started for it.
+
+        `make_call` is used this once; a call that must be made again comes from the shard's own.
+        """
+        key, occurrence = event_id, 1
+        while key in self._entries:
+            key, occurrence = f"{event_id}\x00{occurrence}", occurrence + 1
+        entry = Entry(
+            number=self._head.next_number,
+            key=key,
+            id=event_id,
+            event_time_us=event_time_us,
+            taken_ms=self._calls.clock.now_ms(),
+            deadline_ms=deadline_ms,
+            attempts=0,
+            payload=payload,
+        )
+        self._head.next_number += 1
+        self._entries[key] = entry
+        bag.add(_encode(_Item(entry=entry)))
+        self._write_head(cell)
+        if self._calls.find(self.key, key) is None:
+            self._calls.start(self.key, key, make_call(entry))
+
+    def hand_out(self, cell: Cell, bag: Bag) -> list[tuple[Entry, Outcome]]:
+        """The outcomes that have come in, each removed from the shard's state with this bundle."""
+        out = []
+        for key, call in self._calls.finished(self.key):
+            entry = self._entries.get(key)
+            if entry is not None:
+                call.taken = True
+                out.append((entry, call.future.result()))
+        if out:
+            self._remove([entry for entry, _ in out], cell, bag)
+        self._call_overdue()
+        return out
+
+    def _call_overdue(self) -> None:
+        """Calls again for an event long past its deadline whose call this process forgot.
+
+        Only an instance of the step that outlived its time can make that happen. The client then answers with the deadline.
+        """
+        entry = next(iter(self._entries.values()), None)
+        if entry is not None and entry.deadline_ms + OVERDUE_MS < self._calls.clock.now_ms():
+            self._start(entry)
+
+    def _start(self, entry: Entry) -> None:
+        if self._calls.find(self.key, entry.key) is None:
+            self._calls.start(self.key, entry.key, self._make_call(entry))
+
+    def _remove(self, entries: list[Entry], cell: Cell, bag: Bag) -> None:
+        for entry in entries:
+            del self._entries[entry.key]
+            self._unconfirmed.append(entry.key)
+        self._done_in_bag += len(entries)
+        if not self._entries or self._done_in_bag >= max(COMPACT_AT, len(self._entries)):
+            self._write_bag(bag)
+        else:
+            bag.add(_encode(_Item(done=tuple(entry.number for entry in entries))))
+        self._write_head(cell)
+
+    def _rebuild(self, cell: Cell, bag: Bag) -> None:
+        """Memory from state. Calls of this process are found again; the others start again, one more attempt used up."""
+        items = [_decode_item(item) for item in bag.read()]
+        done = {number for item in items for number in item.done}
+        entries = [item.entry for item in items if item.entry is not None and item.entry.number not in done]
+        self._done_in_bag = len(done)
+        self._unconfirmed.clear()
+        self._entries = {entry.key: entry for entry in sorted(entries, key=lambda entry: entry.number)}
+        self._calls.drop_taken(self.key, self._entries.__contains__)
+        lost = [key for key in self._entries if self._calls.find(self.key, key) is None]
+        for key in lost:
+            entry = self._entries[key]
+            entry = self._entries[key] = msgspec.structs.replace(entry, attempts=entry.attempts + 1)
+            self._start(entry)
+        if lost:
+            self._write_bag(bag)
+            self._write_head(cell)
+
+    def _write_bag(self, bag: Bag) -> None:
+        bag.clear()
+        for entry in self._entries.values():
+            bag.add(_encode(_Item(entry=entry)))
+        self._done_in_bag = 0
+
+    def _write_head(self, cell: Cell) -> None:
+        if not self._wrote_token:
+            self._head.token = os.urandom(8)
+            self._wrote_token = True
+        cell.write(_encode(self._head))

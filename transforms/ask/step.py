@@ -1,0 +1,316 @@
+"""`AskModel`: a record goes to a model server and comes back with an answer, while the stream goes on.
+
+An event is kept in keyed state, its call runs on the process's event loop, and its outcome leaves on a timer. Two timers: one in
+processing time, a few milliseconds ahead while anything is under way, and one at the end of the global window, which waits for
+what is still under way when the input ends or the job is drained. With the first alone, everything under way at the end is lost
+and the job still succeeds (docs/adr/0003).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam import coders
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows, TimestampedValue
+from apache_beam.utils.timestamp import Timestamp
+
+from transforms.ask import calls
+from transforms.ask.shard import Entry, Shard
+from transforms.ask.shards import shard_of
+from transforms.coders import coder_of
+from transforms.metrics import NAMESPACE
+from transforms.records import Answer, CallFailure
+from transforms.remote.client import Call, Message, Outcome
+from transforms.remote.settings import ModelSettings
+
+DEFAULT_SHARDS = 8
+DEFAULT_TICK_MS = 20
+DEFAULT_MAX_PENDING = 1_000
+
+ANSWERED = "answered"
+FAILED = "failed"
+
+Ask = Callable[[Any], tuple[Message, ...]]
+IdOf = Callable[[Any], str]
+
+
+class Asked(NamedTuple):
+    """What `AskModel` gives. Every record that goes in comes out of exactly one of the two."""
+
+    answered: beam.PCollection
+    """`tuple[T, Answer]`: the records with an answer."""
+
+    failed: beam.PCollection
+    """`tuple[T, CallFailure]`: the records without one, and why."""
+
+
+class AskModel(beam.PTransform):  # type: ignore[misc]
+    """Asks a model server about each record of a PCollection[T]; gives an `Asked`.
+
+    `ask` makes the messages for a record, `id_of` its id: both must be importable on workers, and give the same for the same
+    record, since a call is made again after a restore. The id is the call's `Idempotency-Key`; records with equal ids are
+    asked about separately. Records keep their event time and their windowing. No order is kept.
+
+    `max_pending` bounds the calls without an outcome in one worker process: at it the step takes no further records until one
+    is completed. `model.max_in_flight` bounds those on the wire; the others wait in the client. `shards` is fixed for the life
+    of a job (it is in the keys of its state), and should be at least twice its greatest parallelism. `tick_ms` is how often
+    finished calls are looked for.
+
+    At the end of the input the step waits, shard by shard, for what is under way. With `end_slice_s` it waits so many seconds at
+    a time, and then gives way to other shards: for DirectRunner, which would otherwise show the first results with the last.
+    Only for runners that fire an event-time timer that is set again at its own time; the others lose what is under way.
+
+    Raises ValueError for numbers that make no sense. A call's failure never raises: it is in `Asked.failed`.
+    """
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        ask: Ask,
+        id_of: IdOf,
+        *,
+        shards: int = DEFAULT_SHARDS,
+        tick_ms: int = DEFAULT_TICK_MS,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        end_slice_s: float | None = None,
+        make_caller: calls.MakeCaller = calls.make_client,
+    ) -> None:
+        super().__init__()
+        shard_of("", shards)
+        if tick_ms < 1 or max_pending < 1:
+            raise ValueError(f"tick_ms and max_pending must be at least 1, and are {tick_ms} and {max_pending}.")
+        self._step = uuid.uuid4().hex
+        self._model = model
+        self._ask = ask
+        self._id_of = id_of
+        self._shards = shards
+        self._tick_ms = tick_ms
+        self._max_pending = max_pending
+        self._end_slice_s = end_slice_s
+        self._make_caller = make_caller
+
+    def expand(self, records: beam.PCollection) -> Asked:
+        """Shards the records, asks, and restores their windowing."""
+        record_type = records.element_type
+        windowing = records.windowing
+        sharded = (
+            records
+            | "IntoGlobalWindow" >> beam.WindowInto(GlobalWindows())
+            | "Shard"
+            >> beam.ParDo(_Shard(self._id_of, self._shards)).with_output_types(beam.typehints.Tuple[bytes, record_type])
+        )
+        outputs = sharded | "Ask" >> beam.ParDo(
+            _Ask(
+                step=self._step,
+                model=self._model,
+                ask=self._ask,
+                id_of=self._id_of,
+                coder=coder_of(record_type),
+                tick_ms=self._tick_ms,
+                max_pending=self._max_pending,
+                end_slice_s=self._end_slice_s,
+                make_caller=self._make_caller,
+            )
+        ).with_outputs(FAILED, main=ANSWERED)
+        answered, failed = outputs[ANSWERED], outputs[FAILED]
+        answered.element_type = beam.typehints.Tuple[record_type, Answer]
+        failed.element_type = beam.typehints.Tuple[record_type, CallFailure]
+        if not windowing.is_default():
+            answered = answered | "RestoreWindowsOfAnswered" >> beam.WindowInto(windowing)
+            failed = failed | "RestoreWindowsOfFailed" >> beam.WindowInto(windowing)
+        return Asked(answered, failed)
+
+
+class _Shard(beam.DoFn):  # type: ignore[misc]
+    """Keys each record by its shard."""
+
+    def __init__(self, id_of: IdOf, shards: int) -> None:
+        self._id_of = id_of
+        self._shards = shards
+
+    def process(self, record: Any) -> Iterator[tuple[bytes, Any]]:
+        yield shard_of(self._id_of(record), self._shards), record
+
+
+class _Ask(beam.DoFn):  # type: ignore[misc]
+    """The stateful heart of `AskModel`; keyed by shard, in the global window."""
+
+    CELL = ReadModifyWriteStateSpec("cell", coders.BytesCoder())
+    BAG = BagStateSpec("bag", coders.BytesCoder())
+    TICK = TimerSpec("tick", TimeDomain.REAL_TIME)
+    END = TimerSpec("end", TimeDomain.WATERMARK)
+
+    def __init__(
+        self,
+        *,
+        step: str,
+        model: ModelSettings,
+        ask: Ask,
+        id_of: IdOf,
+        coder: coders.Coder,
+        tick_ms: int,
+        max_pending: int,
+        end_slice_s: float | None,
+        make_caller: calls.MakeCaller,
+    ) -> None:
+        self._step = step
+        self._model = model
+        self._ask = ask
+        self._id_of = id_of
+        self._coder = coder
+        self._tick_us = tick_ms * 1_000
+        self._max_pending = max_pending
+        self._end_slice_s = end_slice_s
+        self._make_caller = make_caller
+
+    def setup(self) -> None:
+        self._calls = calls.acquire(self._step, self._model, self._make_caller)
+        self._memory: dict[bytes, Shard] = {}
+        self._touched: set[bytes] = set()
+        self._requests = Metrics.counter(NAMESPACE, "requests")
+        self._answers = Metrics.counter(NAMESPACE, "answers")
+        self._failures = Metrics.counter(NAMESPACE, "failures")
+
+    def teardown(self) -> None:
+        calls.release(self._step)
+
+    def start_bundle(self) -> None:
+        self._touched.clear()
+
+    def process(
+        self,
+        element: tuple[bytes, Any],
+        timestamp: Any = beam.DoFn.TimestampParam,
+        cell: Any = beam.DoFn.StateParam(CELL),
+        bag: Any = beam.DoFn.StateParam(BAG),
+        tick: Any = beam.DoFn.TimerParam(TICK),
+        end: Any = beam.DoFn.TimerParam(END),
+    ) -> Iterator[Any]:
+        key, record = element
+        event_time = Timestamp.of(timestamp)
+        try:
+            messages = self._ask(record)
+        except Exception as error:  # noqa: BLE001 - one record that cannot be asked about must not stop the stream
+            failure = CallFailure("prompt", f"The messages for this record could not be made: {error!r}.")
+            self._failures.inc()
+            yield beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, failure), event_time))
+            return
+        shard = self._touch(key, cell, bag)
+        shard.take(
+            cell,
+            bag,
+            self._id_of(record),
+            event_time.micros,
+            self._calls.clock.now_ms() + round(self._model.deadline_s * 1_000),
+            self._coder.encode(record),
+            lambda entry: _call(entry, messages),
+        )
+        if not shard.end_set:
+            end.set(GlobalWindow().max_timestamp())
+        if not shard.tick_set:
+            self._set_tick(tick)
+        shard.mark_timers(cell, tick_set=True, end_set=True)
+        yield from self._wait_below_bound(shard, cell, bag)
+
+    @on_timer(TICK)  # type: ignore[untyped-decorator]
+    def on_tick(
+        self,
+        key: Any = beam.DoFn.KeyParam,
+        cell: Any = beam.DoFn.StateParam(CELL),
+        bag: Any = beam.DoFn.StateParam(BAG),
+        tick: Any = beam.DoFn.TimerParam(TICK),
+    ) -> Iterator[Any]:
+        """Hands out what has finished, and looks again in a tick while anything is under way."""
+        shard = self._touch(key, cell, bag)
+        yield from self._hand_out(shard, cell, bag)
+        if shard.pending:
+            self._set_tick(tick)
+        shard.mark_timers(cell, tick_set=bool(shard.pending), end_set=shard.end_set)
+
+    @on_timer(END)  # type: ignore[untyped-decorator]
+    def on_end(
+        self,
+        key: Any = beam.DoFn.KeyParam,
+        cell: Any = beam.DoFn.StateParam(CELL),
+        bag: Any = beam.DoFn.StateParam(BAG),
+        tick: Any = beam.DoFn.TimerParam(TICK),
+        end: Any = beam.DoFn.TimerParam(END),
+    ) -> Iterator[Any]:
+        """The input has ended or the job is drained: waits for everything under way. Every call ends by its deadline."""
+        shard = self._touch(key, cell, bag)
+        clock = self._calls.clock
+        until_s = clock.monotonic_s() + (float("inf") if self._end_slice_s is None else self._end_slice_s)
+        while True:
+            seen = self._calls.completed
+            yield from self._hand_out(shard, cell, bag)
+            rest_s = until_s - clock.monotonic_s()
+            if not shard.pending or rest_s <= 0:
+                break
+            self._calls.wait_for_completion(seen, timeout_s=min(1.0, rest_s))
+        if shard.pending:
+            end.set(GlobalWindow().max_timestamp())
+            return
+        # A timer that is set holds the watermark, and Flink no longer fires those in processing time once the input has ended:
+        # it would wait for this one for ever, in a loop without a pause (ExecutableStageDoFnOperator.flushData).
+        tick.clear()
+        shard.mark_timers(cell, tick_set=False, end_set=shard.end_set)
+
+    def _touch(self, key: bytes, cell: Any, bag: Any) -> Shard:
+        shard = self._memory.get(key)
+        if shard is None:
+            shard = self._memory[key] = Shard(key, self._calls, self._make_call)
+        if key not in self._touched:
+            shard.touch(cell, bag)
+            self._touched.add(key)
+        return shard
+
+    def _set_tick(self, tick: Any) -> None:
+        tick.set(Timestamp(micros=self._calls.clock.now_ms() * 1_000 + self._tick_us))
+
+    def _wait_below_bound(self, shard: Shard, cell: Any, bag: Any) -> Iterator[Any]:
+        """Takes no further records at the bound. Waits for a call to complete, never for an emission, which may need this thread."""
+        while self._calls.running >= self._max_pending:
+            seen = self._calls.completed
+            yield from self._hand_out(shard, cell, bag)
+            if self._calls.running >= self._max_pending:
+                self._calls.wait_for_completion(seen, timeout_s=1.0)
+
+    def _hand_out(self, shard: Shard, cell: Any, bag: Any) -> Iterable[Any]:
+        for entry, outcome in shard.hand_out(cell, bag):
+            yield self._emit(entry, outcome)
+
+    def _emit(self, entry: Entry, outcome: Outcome) -> Any:
+        record = self._coder.decode(entry.payload)
+        event_time = Timestamp(micros=entry.event_time_us)
+        self._requests.inc(outcome.attempts)
+        if outcome.reply is None:
+            self._failures.inc()
+            failure = CallFailure(outcome.error_type or "call", outcome.error_message or "", outcome.attempts)
+            return beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, failure), event_time))
+        self._answers.inc()
+        reply = outcome.reply
+        answer = Answer(
+            text=reply.text,
+            model=reply.model or self._model.model,
+            endpoint=outcome.endpoint or "",
+            finish_reason=reply.finish_reason,
+            attempts=outcome.attempts,
+            prompt_tokens=reply.prompt_tokens or 0,
+            completion_tokens=reply.completion_tokens or 0,
+            model_ms=outcome.model_ms,
+            waited_ms=float(self._calls.clock.now_ms() - entry.taken_ms),
+        )
+        return TimestampedValue((record, answer), event_time)
+
+    def _make_call(self, entry: Entry) -> Call:
+        return _call(entry, self._ask(self._coder.decode(entry.payload)))
+
+
+def _call(entry: Entry, messages: tuple[Message, ...]) -> Call:
+    return Call(id=entry.id, messages=messages, deadline_ms=entry.deadline_ms, attempts=entry.attempts)

@@ -1,0 +1,219 @@
+"""Records from Kafka and to Kafka. The only file that knows Beam's KafkaIO.
+
+Reading is KafkaIO's, in Java, expanded by an expansion service: on Flink its offsets lie in the checkpoint, so a restart goes on
+where the state is. The payload is built by hand, with only the fields that are set: Python's own `ReadFromKafka` sends fields that
+an older Java side refuses.
+
+Writing is librdkafka's, in the Python worker (docs/adr/0008): KafkaIO's external write takes no headers. A bundle's records are
+acknowledged by all in-sync replicas before the bundle ends; a bundle done twice writes twice, with the same ids.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.io.kafka import default_io_expansion_service
+from apache_beam.transforms.external import ExternalTransform, NamedTupleBasedPayloadBuilder
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import Timestamp
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from transforms.errors import SettingsError
+from transforms.records import OutputRecord, SourceRecord
+from transforms.remote.clock import SystemClock
+
+READ_URN = "beam:transform:org.apache.beam:kafka_read_with_metadata:v1"
+_BYTES_DESERIALIZER = "org.apache.kafka.common.serialization.ByteArrayDeserializer"
+
+FLUSH_TIMEOUT_S = 60.0
+"""How long a bundle waits for Kafka's acknowledgements before it fails and is done again."""
+
+_SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+# The fields of Java's `KafkaIO.Read.External.Configuration` that are set here. Made by a call, as Beam needs the types themselves
+# and annotations are strings in this module.
+_ReadPayload = NamedTuple(
+    "_ReadPayload",
+    [
+        ("consumer_config", Mapping[str, str]),
+        ("topics", Sequence[str]),
+        ("key_deserializer", str),
+        ("value_deserializer", str),
+        ("commit_offset_in_finalize", bool),
+        ("timestamp_policy", str),
+    ],
+)
+
+
+class ReadKafka(beam.PTransform):  # type: ignore[misc]
+    """Reads topics as `SourceRecord`s. Event time is Kafka's record timestamp.
+
+    `config` are consumer settings by Kafka's names; a secret in them is ``${env:NAME}``, resolved by Kafka's own configuration
+    provider in the process that reads. `expansion_service` is ``HOST:PORT`` of Beam's Java expansion service; None lets Beam fetch
+    and start its own.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        topics: Sequence[str],
+        expansion_service: str | None = None,
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self._topics = tuple(topics)
+        self._expansion_service = expansion_service
+        self._config = {
+            "bootstrap.servers": servers,
+            "group.id": "farcall",
+            "auto.offset.reset": "earliest",
+            # The external read replaces KafkaIO's own defaults, and Kafka's is true: a restart before the first checkpoint would
+            # begin at the end of the topic.
+            "enable.auto.commit": "false",
+            **(config or {}),
+        }
+        if any(_SECRET.search(value) for value in self._config.values()):
+            self._config["config.providers"] = "env"
+            self._config["config.providers.env.class"] = "org.apache.kafka.common.config.provider.EnvVarConfigProvider"
+
+    def expand(self, pipeline: Any) -> beam.PCollection:
+        """KafkaIO, then rows made records."""
+        payload = _ReadPayload(
+            consumer_config=self._config,
+            topics=list(self._topics),
+            key_deserializer=_BYTES_DESERIALIZER,
+            value_deserializer=_BYTES_DESERIALIZER,
+            commit_offset_in_finalize=True,
+            timestamp_policy="CreateTime",
+        )
+        rows = pipeline.pipeline | "KafkaIO" >> ExternalTransform(
+            READ_URN, NamedTupleBasedPayloadBuilder(payload), self._expansion_service or default_io_expansion_service()
+        )
+        return rows | "ToRecords" >> beam.ParDo(_ToRecords()).with_output_types(SourceRecord)
+
+
+class _ToRecords(beam.DoFn):  # type: ignore[misc]
+    def process(self, row: Any) -> Iterator[Any]:
+        record = SourceRecord(
+            value=row.value,
+            key=row.key,
+            headers=tuple((header.key, header.value) for header in row.headers or ()),
+            topic=row.topic,
+            partition=row.partition,
+            offset=row.offset,
+            event_time_ms=row.timestamp,
+        )
+        yield TimestampedValue(record, Timestamp(micros=row.timestamp * 1_000))
+
+
+class WriteKafka(beam.PTransform):  # type: ignore[misc]
+    """Writes `OutputRecord`s to their topics with key, headers and event time as they are.
+
+    `config` are producer settings by librdkafka's names; a secret in them is ``${env:NAME}``, resolved on the worker.
+    A record that Kafka refuses, or does not acknowledge in time, fails its bundle: nothing is dropped.
+    """
+
+    def __init__(self, servers: str, config: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self._config = {
+            "bootstrap.servers": servers,
+            "acks": "all",
+            "enable.idempotence": "true",
+            "linger.ms": "2",
+            "message.max.bytes": "16777216",
+            **(config or {}),
+        }
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        """One ParDo; gives nothing."""
+        return records | "Write" >> beam.ParDo(_WriteKafka(self._config)).with_output_types(type(None))
+
+
+_producers: dict[tuple[int, tuple[tuple[str, str], ...]], Producer] = {}
+_producers_lock = threading.Lock()
+
+
+def _producer(config: Mapping[str, str]) -> Producer:
+    """The process's producer for these settings; librdkafka's is safe to share between threads."""
+    key = (os.getpid(), tuple(sorted(config.items())))
+    with _producers_lock:
+        if key not in _producers:
+            _producers[key] = Producer(resolve_secrets(config))
+        return _producers[key]
+
+
+def resolve_secrets(config: Mapping[str, str]) -> dict[str, str]:
+    """The settings with every ``${env:NAME}`` replaced. Raises SettingsError where the variable is not set."""
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise SettingsError(f"A Kafka setting refers to the environment variable {name}, which is not set here.")
+        return os.environ[name]
+
+    return {name: _SECRET.sub(value_of, value) for name, value in config.items()}
+
+
+class _WriteKafka(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, config: Mapping[str, str]) -> None:
+        self._config = dict(config)
+
+    def setup(self) -> None:
+        self._producer = _producer(self._config)
+
+    def start_bundle(self) -> None:
+        # A list of this bundle's own: late reports of a bundle that failed must not count for this one.
+        self._bundle = _Deliveries()
+
+    def process(self, record: OutputRecord) -> None:
+        self._bundle.expected += 1
+        while True:
+            try:
+                self._producer.produce(
+                    record.topic,
+                    value=record.value,
+                    key=record.key,
+                    headers=list(record.headers),
+                    timestamp=record.event_time_ms,
+                    on_delivery=self._bundle.report,
+                )
+            except BufferError:
+                self._producer.poll(0.1)
+            else:
+                return
+
+    def finish_bundle(self) -> None:
+        if self._bundle.expected:
+            self._bundle.wait(self._producer)
+
+
+class _Deliveries:
+    """What Kafka said about the records of one bundle."""
+
+    def __init__(self) -> None:
+        self.expected = 0
+        self._delivered = 0
+        self._error: KafkaError | None = None
+
+    def report(self, error: KafkaError | None, _message: Message) -> None:
+        self._delivered += 1
+        self._error = self._error or error
+
+    def wait(self, producer: Producer) -> None:
+        """Waits until Kafka has acknowledged every record. Raises KafkaException where it refused one or took too long."""
+        deadline_s = SystemClock().monotonic_s() + FLUSH_TIMEOUT_S
+        producer.flush(FLUSH_TIMEOUT_S)
+        # Another thread that shares the producer may still be handing over our reports when the queue is empty.
+        while self._delivered < self.expected and SystemClock().monotonic_s() < deadline_s:
+            producer.poll(0.005)
+        if self._error is not None:
+            raise KafkaException(self._error)
+        if self._delivered < self.expected:
+            missing = self.expected - self._delivered
+            raise KafkaException(KafkaError._MSG_TIMED_OUT, f"Kafka did not acknowledge {missing} records in time.")  # noqa: SLF001

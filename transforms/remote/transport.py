@@ -1,0 +1,99 @@
+"""The wire: one HTTP POST, and what can go wrong with it in this project's terms."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+import aiohttp
+
+from transforms.errors import BrokenReply, TimedOut, Transient, Unreachable
+
+LARGEST_REPLY_BYTES = 16 * 1024 * 1024
+
+Answer = tuple[int, Mapping[str, str], bytes]
+"""An HTTP answer: status, headers, body."""
+
+
+class NotConnected(Unreachable):
+    """No connection could be made, so the server has seen nothing of the request."""
+
+
+class Transport(Protocol):
+    """The seam between the client and the network."""
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
+        """Send one POST and return the complete answer, of whatever status.
+
+        Cancelling it, or the end of `timeout_s` seconds, closes the connection.
+
+        Raises:
+            NotConnected: nothing was sent.
+            Unreachable: the connection broke before the answer was complete.
+            TimedOut: the answer was not complete within `timeout_s`.
+            BrokenReply: what came back is not HTTP, or larger than the transport's bound.
+        """
+
+
+class AiohttpTransport:
+    """The real transport: one session with connections kept alive, made at the first request.
+
+    Redirects are not followed, cookies not kept, proxies of the environment not used unless `trust_env`. There is no
+    bound on connections here: the client bounds the calls in flight. An answer's body, unpacked, may have
+    `largest_reply_bytes`. Use it on one event loop.
+    """
+
+    def __init__(self, trust_env: bool = False, largest_reply_bytes: int = LARGEST_REPLY_BYTES) -> None:
+        self._trust_env = trust_env
+        self._largest = largest_reply_bytes
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
+        """Send one POST; see `Transport.post`."""
+        session = self._session or self._open()
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                    return response.status, response.headers, await self._body(response, url)
+        except TimeoutError:
+            raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translated(error, url) from None  # the cause holds the request's headers
+
+    async def close(self) -> None:
+        """Close the session and its connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            headers={"User-Agent": "farcall"},
+            trust_env=self._trust_env,
+        )
+        return self._session
+
+    async def _body(self, response: aiohttp.ClientResponse, url: str) -> bytes:
+        """Read the body, and no more of it than the bound; leaving early closes the connection."""
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := await response.content.readany():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > self._largest:
+                raise BrokenReply(f"The answer of {url} is larger than {self._largest} bytes.")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _translated(error: aiohttp.ClientError | OSError, url: str) -> Transient:
+    """The error of the network or of aiohttp, in this project's terms. Its text never holds request headers."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return NotConnected(f"No connection to {url} could be made ({error.os_error}); is the server up?")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return BrokenReply(f"{url} answered with something that is not HTTP ({' '.join(error.message.split())}).")
+    what = type(error).__name__
+    return Unreachable(f"The connection to {url} broke before the answer was complete ({what}).")
