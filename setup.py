@@ -18,7 +18,7 @@ setup(
         "runners",
         "runners.local",
     ],
-    package_data={"pipeline": ["samples/*"], "runners": ["engine/*"]},
+    package_data={"pipeline": ["samples/*"], "runners": ["engine/*.xml", "engine/kafka/*.xml"]},
     install_requires=[
         "apache-beam==2.77.0",
         "aiohttp==3.14.5",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -14,8 +15,16 @@ HEADER = "farcall-sample"
 """A header with the sample's line number: shows that headers survive."""
 
 
-def feed(path: Path, servers: str, topic: str) -> int:
-    """Sends each line of `path` as one record, keyed by its customer where it has one; returns how many.
+@dataclass(frozen=True)
+class Fed:
+    """What was sent: how many records, and how many different ones."""
+
+    records: int
+    distinct: int
+
+
+def feed(path: Path, servers: str, topic: str) -> Fed:
+    """Sends each line of `path` as one record, keyed by its customer where it has one.
 
     Raises StackError where one was not acknowledged.
     """
@@ -29,9 +38,11 @@ def feed(path: Path, servers: str, topic: str) -> int:
             errors.append(error)
 
     count = 0
+    values: set[bytes] = set()
     with path.open("rb") as lines:
         for count, line in enumerate(lines, start=1):
             value = line.rstrip(b"\r\n")
+            values.add(value)
             producer.produce(
                 topic,
                 value=value,
@@ -45,7 +56,7 @@ def feed(path: Path, servers: str, topic: str) -> int:
     if left or errors:
         why = errors[0].str() if errors else "no answer within 30 s"
         raise StackError(f"Kafka at {servers} did not take {left + len(errors)} of {count} events for {topic}: {why}.")
-    return count
+    return Fed(count, len(values))
 
 
 def key_of(value: bytes) -> bytes | None:

@@ -13,15 +13,15 @@ import apache_beam as beam
 import requests
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from rich.console import Console
 
 from pipeline import feed, runs
 from pipeline.build import build
 from pipeline.case import Case
-from pipeline.outputs import ends
+from pipeline.outputs import ends, open_consumer
 from pipeline.registry import case_named
-from pipeline.settings import Files, Kafka, Settings
+from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from pipeline.signals import Stop, ignored_by_children
 from runners import flink
 from runners.flink import FlinkEndpoints
@@ -34,7 +34,9 @@ from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.remote.settings import ModelSettings
 
 _PARTITIONS = 4
+DEFAULT_GROUP = "farcall"
 _POLL_S = 0.2
+_QUIET_S = 30.0
 _RUNNING_WITHIN_S = 120.0
 
 
@@ -42,6 +44,7 @@ def run(settings: Settings, console: Console, stop: Stop) -> int:
     """Runs on Flink; returns the exit status. Raises SettingsError where it cannot be started."""
     master = flink.master(settings.beam_arguments)
     if settings.engine == "beam":
+        settings = _with_kafka(settings)
         return _Job(_beam_engine(settings), settings, console, stop).run()
     if master is None:
         return _run_local(settings, console, stop)
@@ -86,14 +89,7 @@ def _with_kafka(settings: Settings) -> Settings:
         raise SettingsError("--flink_master needs --input=… and --output=…; without all three the local stack is used.")
     for flag, end in (("--input", settings.input), ("--output", settings.output)):
         if isinstance(end, Kafka):
-            consumer = Consumer(
-                {
-                    **settings.kafka_config.consumer,
-                    "bootstrap.servers": end.servers,
-                    "group.id": "farcall-check",
-                    "log_level": 0,
-                }
-            )
+            consumer = open_consumer(end.servers, settings.kafka_config.producer, "farcall-check")
             try:
                 for topic in end.topics:
                     ends(consumer, end.servers, topic)
@@ -107,10 +103,10 @@ def _with_kafka(settings: Settings) -> Settings:
 def _reach(consumer: Consumer, flag: str, servers: str) -> None:
     try:
         consumer.list_topics(timeout=5.0)
-    except Exception as error:
+    except KafkaException:
         raise SettingsError(
             f"{flag}=kafka://{servers}: no Kafka answers there; is it running, and is the address right?"
-        ) from error
+        ) from None
 
 
 def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
@@ -166,8 +162,9 @@ class _Job:
         if self._feeds:
             consumer_config["group.id"] = self._name
             assert isinstance(settings.input, Kafka)  # noqa: S101 - only the local run feeds
-            start_at_end(settings.input, consumer_config)
+            start_at_end(settings.input, settings.kafka_config, self._name)
         followed = runs.watch(settings, self._case, console)
+        began_at = self._positions(consumer_config)
         with ExitStack() as stack:
             model = self._model(stack)
             began_s = time.monotonic()
@@ -178,12 +175,18 @@ class _Job:
                 with ignored_by_children():
                     result = pipeline.run()
                 try:
-                    self._follow(result, began_s, consumer_config)
+                    self._follow(result, began_s, consumer_config, progress)
                 except BaseException:  # whatever stops us from following the job must not leave it behind unseen
                     self._end(result)
                     raise
                 result.wait_until_finish()
-            return self._conclude(result, progress)
+            read_count = sum(self._positions(consumer_config).values()) - sum(began_at.values())
+            return self._conclude(result, progress, read_count)
+
+    def _positions(self, config: Mapping[str, str]) -> dict[tuple[str, int], int]:
+        """Where the job's consumer group stands in each partition; nothing for files."""
+        source = self._settings.input
+        return positions(source, self._settings.kafka_config, config) if isinstance(source, Kafka) else {}
 
     def _model(self, stack: ExitStack) -> ModelSettings:
         if self._settings.models is not None:
@@ -191,7 +194,10 @@ class _Job:
         return stack.enter_context(runs.model_of(self._settings, self._case, self._console))
 
     def _options(self) -> PipelineOptions:
-        arguments = self._engine.options(self._settings.beam_arguments)
+        given = list(self._settings.beam_arguments)
+        if isinstance(self._settings.input, Files):
+            given = flink.bounded_options(given)
+        arguments = self._engine.options(given)
         if not any(argument.startswith("--job_name") for argument in arguments):
             arguments.append(f"--job_name={self._name}")
         else:
@@ -205,18 +211,19 @@ class _Job:
         assert isinstance(source, Files)  # noqa: S101 - the two there are
         return files.ReadLines(source.paths)
 
-    def _follow(self, result: Any, began_s: float, consumer_config: Mapping[str, str]) -> None:
+    def _follow(self, result: Any, began_s: float, consumer_config: Mapping[str, str], progress: runs.Progress) -> None:
         """Until the job has ended, or has been told to."""
         self._wait_until_running(result, began_s)
         self._stop.on_drain(self._drain)
         if self._feeds:
             assert isinstance(self._settings.input, Kafka)  # noqa: S101 - only the local run feeds
-            count = feed.feed(self._case.samples, self._settings.input.servers, self._case.input_topic)
+            fed = feed.feed(self._case.samples, self._settings.input.servers, self._case.input_topic)
             self._console.print(
-                f"events  {count} samples fed into {self._case.input_topic} at {self._settings.input.servers}"
+                f"events  {fed.records} samples fed into {self._case.input_topic} at {self._settings.input.servers}"
             )
             if not self._settings.follow:
                 self._wait_until_read(result, self._settings.input, consumer_config)
+                self._wait_until_seen(result, progress, fed.distinct)
                 self._drain()
         if self._settings.follow or (isinstance(self._settings.input, Kafka) and not self._feeds):
             self._console.print("running until Ctrl-C, which drains; a second one ends")
@@ -238,7 +245,7 @@ class _Job:
 
     def _wait_until_read(self, result: Any, source: Kafka, config: Mapping[str, str]) -> None:
         """Until the job has committed the end of what was fed: a drain stops reading at once."""
-        consumer = _consumer(source, config)
+        consumer = _consumer(source, self._settings.kafka_config, config.get("group.id", DEFAULT_GROUP))
         try:
             wanted = [p for topic in source.topics for p in ends(consumer, source.servers, topic)]
             while not self._stop.draining and not PipelineState.is_terminal(result.state):
@@ -249,12 +256,28 @@ class _Job:
         finally:
             consumer.close()
 
+    def _wait_until_seen(self, result: Any, progress: runs.Progress, outcomes: int) -> None:
+        """Until the outcomes of what was fed are there, or none has come for a while; the drain waits for the rest."""
+        seen, since_s = -1, 0.0
+        while not self._stop.draining and not PipelineState.is_terminal(result.state):
+            now = progress.summary.outcomes
+            if now != seen:
+                seen, since_s = now, time.monotonic()
+            if now >= outcomes or time.monotonic() - since_s > _QUIET_S:
+                return
+            time.sleep(_POLL_S)
+
     def _drain(self) -> None:
         if self._drain_asked or self._job is None or self._engine.rest is None:
             return
-        self._drain_asked = True
         self._console.print("draining: no further events are read, what is under way is finished; Ctrl-C ends at once")
-        self._engine.rest.drain(self._job)
+        try:
+            self._engine.rest.drain(self._job)
+        except requests.RequestException as error:
+            reason = error.response.text[:300] if error.response is not None else str(error)
+            self._console.print(f"Flink does not drain the job, which goes on: {reason}")
+        else:
+            self._drain_asked = True
 
     def _end(self, result: Any) -> None:
         if self._job is not None and self._engine.rest is not None:
@@ -265,7 +288,7 @@ class _Job:
         else:
             result.cancel()
 
-    def _conclude(self, result: Any, progress: runs.Progress) -> int:
+    def _conclude(self, result: Any, progress: runs.Progress, read_count: int) -> int:
         if result.state != PipelineState.DONE:
             self._console.print(f"The job ended as {result.state}.")
             return 1
@@ -275,13 +298,33 @@ class _Job:
             if isinstance(output, Kafka)
             else f"{runs.output_folder(self._settings)}/<topic>.jsonl"
         )
-        repeats, records = counter(result, REPEATS) or 0, counter(result, RECORDS_IN) or 0
+        # Kafka knows how much was read, whatever happened meanwhile; Flink's counters begin again when a job is restarted.
+        records = read_count if isinstance(self._settings.input, Kafka) else counter(result, RECORDS_IN) or 0
+        repeats = counter(result, REPEATS) or 0
+        if self._job is not None and self._engine.rest is not None and self._engine.rest.was_restarted(self._job):
+            self._console.print("The job was restarted on the way; repeats are counted since the last restart.")
         return runs.conclude(self._console, progress, records, repeats, where)
 
 
-def start_at_end(source: Kafka, config: Mapping[str, str]) -> None:
-    """Makes the group of `config` start at the present end of the topics. Raises SettingsError where Kafka does not answer."""
-    consumer = _consumer(source, config)
+def positions(source: Kafka, settings: KafkaConfig, config: Mapping[str, str]) -> dict[tuple[str, int], int]:
+    """The next offset of the consumer group in each partition. Raises SettingsError where Kafka does not answer."""
+    consumer = _consumer(source, settings, config.get("group.id", DEFAULT_GROUP))
+    try:
+        found = {}
+        for end in (p for topic in source.topics for p in ends(consumer, source.servers, topic)):
+            at = TopicPartition(end.topic, end.partition)
+            committed = consumer.committed([at], timeout=8.0)[0].offset
+            low = consumer.get_watermark_offsets(at, timeout=8.0)[0]
+            first = end.offset if config.get("auto.offset.reset") == "latest" else low
+            found[end.topic, end.partition] = committed if committed >= 0 else first
+        return found
+    finally:
+        consumer.close()
+
+
+def start_at_end(source: Kafka, settings: KafkaConfig, group: str) -> None:
+    """Makes the consumer group start at the present end of the topics. Raises SettingsError where Kafka does not answer."""
+    consumer = _consumer(source, settings, group)
     try:
         offsets = [p for topic in source.topics for p in ends(consumer, source.servers, topic)]
         consumer.commit(offsets=offsets, asynchronous=False)
@@ -289,13 +332,5 @@ def start_at_end(source: Kafka, config: Mapping[str, str]) -> None:
         consumer.close()
 
 
-def _consumer(source: Kafka, config: Mapping[str, str]) -> Consumer:
-    return Consumer(
-        {
-            "group.id": "farcall",
-            **config,
-            "bootstrap.servers": source.servers,
-            "enable.auto.commit": "false",
-            "log_level": 0,
-        }
-    )
+def _consumer(source: Kafka, settings: KafkaConfig, group: str) -> Consumer:
+    return open_consumer(source.servers, settings.producer, group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import glob
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from runners.runner import Runner
 from transforms.ask.shards import MAX_PARALLELISM
 from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS
 from transforms.errors import SettingsError
-from transforms.remote.settings import read_models
+from transforms.remote.settings import ModelSettings, read_models
 from transforms.repeats import DEFAULT_MEMORY_S
 
 ENGINES = ("pinned", "beam")
@@ -138,8 +139,8 @@ def read(arguments: Sequence[str]) -> Settings:
         output=_output(own.output),
         kafka_config=_kafka_config(own.kafka_config),
         topics=_topics(own.topics, own.case),
-        models=read_models(own.models) if own.models else None,
-        models_file=Path(own.models) if own.models else None,
+        models=_models(own.models),
+        models_file=None if own.models is None else Path(own.models),
         follow=own.follow,
         engine=own.engine,
         repeat_memory_s=_at_least("--repeat_memory_s", own.repeat_memory_s, 0),
@@ -160,6 +161,10 @@ def _check_together(settings: Settings, runner: Runner) -> None:
     if isinstance(settings.input, Kafka) and not runner.reads_kafka:
         raise SettingsError(
             f"--input=kafka://… does not work on {settings.runner}, which takes files only; use --runner=FlinkRunner."
+        )
+    if settings.models is None and settings.runner == "DataflowRunner":
+        raise SettingsError(
+            "--runner=DataflowRunner needs --models=FILE; the embedded model on this machine is out of its reach."
         )
     if settings.follow and not runner.reads_kafka:
         raise SettingsError(
@@ -232,6 +237,8 @@ def _input(text: str | None) -> Files | Kafka | None:
 def _output(text: str | None) -> Files | Kafka | None:
     if text is None:
         return None
+    if not text:
+        raise SettingsError("--output=: names no folder.")
     if "://" in text:
         kafka = _kafka("--output", text)
         if isinstance(kafka, Kafka) and kafka.topics:
@@ -272,6 +279,12 @@ def _check_readable(flag: str, path: str) -> None:
             pass
     except OSError as error:
         raise SettingsError(f"{flag}={path}: cannot be read: {error.strerror}.") from None
+
+
+def _models(path: str | None) -> Mapping[str, ModelSettings] | None:
+    if path == "":
+        raise SettingsError("--models=: names no file.")
+    return None if path is None else read_models(path)
 
 
 def _yaml(flag: str, path: str) -> Mapping[str, Any]:
@@ -330,8 +343,10 @@ def _topics(path: str | None, case: str) -> dict[str, str]:
 
 
 def _at_least(flag: str, value: float, least: float) -> float:
-    if not value >= least:
-        raise SettingsError(f"{flag}={value:g}: must be at least {least:g}.")
+    if not least <= value < math.inf:
+        raise SettingsError(
+            f"{flag}={value:g}: must be at least {least:g}{'' if value < least else ' and have an end'}."
+        )
     return value
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -13,9 +14,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pipeline.summary import Written
 from transforms.dead_letters import PREFIX
 from transforms.errors import SettingsError
+from transforms.kafka import client_config
 from transforms.remote.clock import SystemClock
 
 _KAFKA_TIMEOUT_S = 8.0
+_REACH_TIMEOUT_S = (
+    4.0  # a Kafka that is not there is refused within ten seconds of the command, Python's start included
+)
 _NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 
@@ -27,6 +32,17 @@ class Watch(Protocol):
 
     def close(self) -> None:
         """Gives up what it holds."""
+
+
+class NoWatch:
+    """Follows nothing: outputs in an object store are not read back."""
+
+    def poll(self) -> list[Written]:
+        """Nothing."""
+        return []
+
+    def close(self) -> None:
+        """Holds nothing."""
 
 
 class FileWatch:
@@ -74,17 +90,9 @@ class FileWatch:
 class KafkaWatch:
     """Follows topics from where they end when it is made. Raises SettingsError where Kafka cannot be reached."""
 
-    def __init__(self, servers: str, topics: Sequence[str], dead_letter_topic: str, config: dict[str, str]) -> None:
+    def __init__(self, servers: str, topics: Sequence[str], dead_letter_topic: str, config: Mapping[str, str]) -> None:
         self._dead = dead_letter_topic
-        self._consumer = Consumer(
-            {
-                **config,
-                "bootstrap.servers": servers,
-                "group.id": "farcall-watch",
-                "enable.auto.commit": "false",
-                "logger": _silent(),
-            }
-        )
+        self._consumer = open_consumer(servers, config, "farcall-watch")
         try:
             self._consumer.assign(
                 [p for topic in (*topics, dead_letter_topic) for p in ends(self._consumer, servers, topic)]
@@ -121,10 +129,26 @@ class KafkaWatch:
         )
 
 
+def open_consumer(servers: str, producer_config: Mapping[str, str], group: str) -> Consumer:
+    """A consumer of our own, beside the job's. Raises SettingsError where the settings are not librdkafka's."""
+    config = client_config(servers, producer_config)
+    try:
+        return Consumer({**config, "group.id": group, "enable.auto.commit": "false"}, logger=_silent())
+    except (KafkaException, ValueError) as error:
+        raise SettingsError(f"--kafka_config: librdkafka refuses the producer's settings: {error}.") from None
+
+
+def _silent() -> logging.Logger:
+    # librdkafka's own log repeats what the sentence of the error says.
+    logger = logging.getLogger("farcall.kafka")
+    logger.setLevel(logging.CRITICAL)
+    return logger
+
+
 def ends(consumer: Consumer, servers: str, topic: str) -> list[TopicPartition]:
     """The end of each partition of a topic. Raises SettingsError where Kafka does not answer or has no such topic."""
     try:
-        found = consumer.list_topics(topic, timeout=_KAFKA_TIMEOUT_S).topics[topic]
+        found = consumer.list_topics(topic, timeout=_REACH_TIMEOUT_S).topics[topic]
         if found.error is not None or not found.partitions:
             raise SettingsError(
                 f"Kafka at {servers} has no topic {topic}; create it, or rename topics with --topics=FILE."
@@ -152,14 +176,6 @@ def _end(consumer: Consumer, partition: TopicPartition) -> int:
             if clock.monotonic_s() > until_s:
                 raise
             time.sleep(0.1)
-
-
-def _silent() -> Any:
-    import logging  # noqa: PLC0415 - librdkafka's own log repeats what the sentence of the error says
-
-    logger = logging.getLogger("farcall.kafka")
-    logger.setLevel(logging.CRITICAL)
-    return logger
 
 
 def _reply(topic: str, facts: dict[str, Any]) -> Written:

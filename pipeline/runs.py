@@ -19,7 +19,7 @@ import runners
 from pipeline import flink_runs
 from pipeline.build import Steps, build
 from pipeline.case import Case
-from pipeline.outputs import FileWatch, KafkaWatch, Watch
+from pipeline.outputs import FileWatch, KafkaWatch, NoWatch, Watch
 from pipeline.registry import case_named
 from pipeline.settings import Files, Kafka, Settings
 from pipeline.signals import Stop, ignored_by_children, stop_on_signals
@@ -75,7 +75,7 @@ def watch(settings: Settings, case: Case, console: Console) -> Watch:
     topics = [settings.topics.get(topic, topic) for topic in case.output_topics]
     dead = settings.topics.get(case.dead_letter_topic, case.dead_letter_topic)
     if isinstance(settings.output, Kafka):
-        return KafkaWatch(settings.output.servers, topics, dead, dict(settings.kafka_config.consumer))
+        return KafkaWatch(settings.output.servers, topics, dead, settings.kafka_config.producer)
     followed = FileWatch(output_folder(settings), topics, dead)
     removed = followed.clear()
     if removed:
@@ -202,7 +202,8 @@ class _Bounded:
         raise AssertionError
 
     def _run_once(self, model: ModelSettings, paths: tuple[str, ...]) -> int:
-        followed = watch(self._settings, self._case, self._console)
+        remote = isinstance(self._settings.output, Files) and "://" in self._settings.output.paths[0]
+        followed = NoWatch() if remote else watch(self._settings, self._case, self._console)
         pipeline = beam.Pipeline(options=self._beam_options())
         build(pipeline, self._case, files.ReadLines(paths), writer(self._settings), self._steps(model))
         if runners.named(self._settings.runner).in_process:
@@ -218,6 +219,11 @@ class _Bounded:
         if result.state != PipelineState.DONE:
             self._console.print(f"The job ended as {result.state}.")
             return 1
+        if remote:
+            self._console.print(
+                f"done; replies in {output_folder(self._settings)}/<topic>/, which is not read back from here"
+            )
+            return 0
         records, repeats = counter(result, RECORDS_IN) or 0, counter(result, REPEATS) or 0
         return conclude(self._console, progress, records, repeats, self._where())
 

@@ -18,7 +18,7 @@ def named(name: str) -> Runner:
     """The runner of this name. Raises SettingsError, with the nearest name, where there is none."""
     if name in _ALL:
         return _ALL[name]
-    near = difflib.get_close_matches(name, NAMES, n=1)
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise SettingsError(f"--runner={name}: there is no such runner; there is {', '.join(NAMES)}.{hint}")
 

@@ -29,4 +29,4 @@ def _check(arguments: Sequence[str], _engine: str) -> None:
         )
 
 
-RUNNER = Runner(name="DataflowRunner", reads_kafka=True, in_process=False, check=_check)
+RUNNER = Runner(name="DataflowRunner", reads_kafka=False, in_process=False, check=_check)

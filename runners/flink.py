@@ -26,6 +26,9 @@ class FlinkEndpoints:
 
 def common_options(arguments: Sequence[str]) -> list[str]:
     """What every streaming job of ours on Flink needs, whichever engine runs it; a flag that is given wins."""
+    read = "--experiments=use_deprecated_read"
+    # Flink's native Kafka source, with offsets in the checkpoint. Added to other experiments, not replaced by them.
+    arguments = [*arguments, *([] if any("use_deprecated_read" in one for one in arguments) else [read])]
     return with_defaults(
         arguments,
         [
@@ -38,11 +41,14 @@ def common_options(arguments: Sequence[str]) -> list[str]:
             # Beam's default of 1 000 ms costs 1.4 to 2.2 s per event.
             f"--max_bundle_time_mills={MAX_BUNDLE_TIME_MS}",
             f"--max_bundle_size={MAX_BUNDLE_SIZE}",
-            # Flink's native Kafka source, with offsets in the checkpoint.
-            "--experiments=use_deprecated_read",
             "--sdk_worker_parallelism=1",
         ],
     )
+
+
+def bounded_options(arguments: Sequence[str]) -> list[str]:
+    """`arguments`, with what lets a job over files end: with checkpoints on, Beam keeps its bounded sources open for ever."""
+    return with_defaults(arguments, ["--shutdown_sources_after_idle_ms=100"])
 
 
 def pinned_options(arguments: Sequence[str], endpoints: FlinkEndpoints) -> list[str]:
@@ -96,6 +102,8 @@ def _check(arguments: Sequence[str], engine: str) -> None:
         raise SettingsError(
             "--engine=beam needs --flink_master=HOST:PORT (or [local]); the local stack has the pinned pair."
         )
+    if value_of(arguments, "--flink_submit_uber_jar") is not None and engine == "pinned":
+        raise SettingsError("--flink_submit_uber_jar needs --engine=beam; the pinned job server submits by itself.")
     if engine == "pinned" and address == "[local]":
         raise SettingsError(
             "--flink_master=[local] needs --engine=beam; without --flink_master the local stack is used."

@@ -46,6 +46,10 @@ class FlinkRest:
         facts = self._get(f"/jobs/{job}")
         return facts["state"] == "RUNNING" and all(vertex["status"] == "RUNNING" for vertex in facts["vertices"])
 
+    def was_restarted(self, job: str) -> bool:
+        """Whether the job was ever restarted after a failure."""
+        return bool(self._get(f"/jobs/{job}")["timestamps"].get("RESTARTING", 0))
+
     def drain(self, job: str) -> None:
         """Ends the job's input: what is under way is finished, then the job ends, with a savepoint in the cluster's folder."""
         self._post(f"/jobs/{job}/stop", {"drain": True})

@@ -38,17 +38,13 @@ _SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 # The fields of Java's `KafkaIO.Read.External.Configuration` that are set here. Made by a call, as Beam needs the types themselves
 # and annotations are strings in this module.
-_ReadPayload = NamedTuple(
-    "_ReadPayload",
-    [
-        ("consumer_config", Mapping[str, str]),
-        ("topics", Sequence[str]),
-        ("key_deserializer", str),
-        ("value_deserializer", str),
-        ("commit_offset_in_finalize", bool),
-        ("timestamp_policy", str),
-    ],
-)
+class _ReadPayload(NamedTuple):
+    consumer_config: Mapping[str, str]
+    topics: Sequence[str]
+    key_deserializer: str
+    value_deserializer: str
+    commit_offset_in_finalize: bool
+    timestamp_policy: str
 
 
 class ReadKafka(beam.PTransform):  # type: ignore[misc]
@@ -158,6 +154,18 @@ def resolve_secrets(config: Mapping[str, str]) -> dict[str, str]:
         return os.environ[name]
 
     return {name: _SECRET.sub(value_of, value) for name, value in config.items()}
+
+
+_CLIENT_KEYS = ("security.", "sasl.", "ssl.", "client.", "socket.", "broker.")
+
+
+def client_config(servers: str, producer: Mapping[str, str]) -> dict[str, str]:
+    """What any client of librdkafka needs to reach the cluster: the connection settings among the producer's, secrets resolved.
+
+    Raises SettingsError where a secret's environment variable is not set here.
+    """
+    connection = {name: value for name, value in producer.items() if name.startswith(_CLIENT_KEYS)}
+    return {**resolve_secrets(connection), "bootstrap.servers": servers, "log_level": "0"}
 
 
 class _WriteKafka(beam.DoFn):  # type: ignore[misc]

@@ -61,8 +61,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     """What a model answered for one event, and what it took.
 
     `model` is what the server named, `endpoint` its base URL, `attempts` all calls made for the event, `model_ms` the
-    duration of the one that gave the answer, `waited_ms` the time from when the step took the event until the answer
-    was there, `finish_reason` the protocol's word for why the text ends.
+    duration of the one that gave the answer, `waited_ms` the time from when the step took the event until it handed
+    the answer on, `finish_reason` the protocol's word for why the text ends.
     """
 
     text: str

@@ -264,11 +264,14 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
     def _touch(self, key: bytes, cell: Any, bag: Any) -> Shard:
         shard = self._memory.get(key)
         if shard is None:
-            shard = self._memory[key] = Shard(key, self._calls, self._make_call)
+            shard = self._memory[key] = self._new_shard(key)
         if key not in self._touched:
             shard.touch(cell, bag)
             self._touched.add(key)
         return shard
+
+    def _new_shard(self, key: bytes) -> Shard:
+        return Shard(key, self._calls, self._make_call)
 
     def _set_tick(self, tick: Any) -> None:
         tick.set(Timestamp(micros=self._calls.clock.now_ms() * 1_000 + self._tick_us))

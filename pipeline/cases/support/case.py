@@ -34,6 +34,6 @@ SUPPORT = Case(
         "timeout_s": 120,
         "deadline_s": 600,
         "limits": {"max_in_flight": 8},
-        "params": {"max_tokens": 32, "temperature": 0},
+        "params": {"max_tokens": 24, "temperature": 0},
     },
 )

@@ -1,0 +1,36 @@
+"""Steps with one mechanism taken out, for the tests that show what it is for. Importable on workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transforms.ask import step
+from transforms.ask.shard import Shard
+
+_memory: dict[tuple[str, bytes], Shard] = {}
+
+
+class BelievesMemory(step._Ask):
+    """Keeps the memory of a shard in the process and never compares it with state."""
+
+    def _touch(self, key: bytes, cell: Any, bag: Any) -> Shard:
+        shard = _memory.get((self._step, key))
+        if shard is None:
+            shard = _memory[self._step, key] = Shard(key, self._calls, self._make_call)
+            shard.touch(cell, bag)
+        shard._wrote_token = False
+        return shard
+
+
+class _Forgetful(Shard):
+    """Begins empty, whatever state holds."""
+
+    def _rebuild(self, cell: Any, bag: Any) -> None:
+        self._entries.clear()
+
+
+class ForgetsState(step._Ask):
+    """Trusts that what it has in memory is all there is."""
+
+    def _new_shard(self, key: bytes) -> Shard:
+        return _Forgetful(key, self._calls, self._make_call)
