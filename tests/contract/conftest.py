@@ -1,7 +1,7 @@
-"""The servers of the contract suite: a fake in virtual time, the double on a real socket, and a real one where named.
+"""The servers of the contract suite: a fake in virtual time, the double on a real socket, and a real one.
 
-Each is a rig with the same methods (`Rig` in the test module). The real one takes part where the environment names
-its base URL (``FARCALL_LLM_URL``, ``/v1`` included) and perhaps its model (``FARCALL_LLM_MODEL``).
+Each is a rig with the same methods (`Rig` in the test module). The real one is the embedded model in llama.cpp's server, or
+what the environment names: ``FARCALL_LLM_URL``, ``/v1`` included, and perhaps ``FARCALL_LLM_MODEL``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
+from runners.local.llm import serve
 from transforms.errors import BrokenReply
 from transforms.remote import loop
 from transforms.remote.client import Call, Client, Message, Outcome
@@ -165,10 +166,10 @@ class LlmRig(BaseRig):
 
     real = True
 
-    def __init__(self) -> None:
+    def __init__(self, base_url: str) -> None:
         self.clock = SystemClock()
         model = os.environ.get("FARCALL_LLM_MODEL", "default")
-        self.make(LLM_URL, model=model, params={"max_tokens": 8, "temperature": 0}, timeout_s=30.0)
+        self.make(base_url, model=model, params={"max_tokens": 8, "temperature": 0}, timeout_s=30.0)
 
     def close(self) -> None:
         """Close the connections."""
@@ -180,6 +181,16 @@ def shared_double() -> Iterator[ModelDouble]:
     """One double for the whole session."""
     with ModelDouble() as double:
         yield double
+
+
+@pytest.fixture(scope="session")
+def llm() -> Iterator[str]:
+    """The base URL of a real model server."""
+    if LLM_URL:
+        yield LLM_URL
+        return
+    with serve() as server:
+        yield server.base_url
 
 
 @pytest.fixture
@@ -197,9 +208,13 @@ def rig(request: pytest.FixtureRequest, double: ModelDouble) -> Iterator[FakeRig
     made.close()
 
 
-@pytest.fixture(params=["fake", "double", pytest.param("llm", marks=pytest.mark.skipif(not LLM_URL, reason="no LLM"))])
+@pytest.fixture(params=["fake", "double", "llm"])
 def healthy_rig(request: pytest.FixtureRequest, double: ModelDouble) -> Iterator[FakeRig | DoubleRig | LlmRig]:
     """A client and a server that works, a real one among them."""
-    made = {"fake": FakeRig, "double": lambda: DoubleRig(double), "llm": LlmRig}[request.param]()
+    made = {
+        "fake": FakeRig,
+        "double": lambda: DoubleRig(double),
+        "llm": lambda: LlmRig(request.getfixturevalue("llm")),
+    }[request.param]()
     yield made
     made.close()
