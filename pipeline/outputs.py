@@ -18,9 +18,7 @@ from transforms.kafka import client_config
 from transforms.remote.clock import SystemClock
 
 _KAFKA_TIMEOUT_S = 8.0
-_REACH_TIMEOUT_S = (
-    4.0  # a Kafka that is not there is refused within ten seconds of the command, Python's start included
-)
+_REACH_TIMEOUT_S = 4.0  # what is not there is refused within ten seconds, the start of Python included
 _NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 

@@ -33,7 +33,7 @@ from transforms.remote.settings import Endpoint, ModelSettings
 
 DEFAULT_OUTPUT = "out"
 _PROGRESS_EVERY_S = 2.0
-_DIRECT_END_SLICE_S = 0.25
+_DIRECT_END_SLICE_S = 0.05
 _PRISM_RUNS = 3
 
 
@@ -204,38 +204,40 @@ class _Bounded:
     def _run_once(self, model: ModelSettings, paths: tuple[str, ...]) -> int:
         remote = isinstance(self._settings.output, Files) and "://" in self._settings.output.paths[0]
         followed = NoWatch() if remote else watch(self._settings, self._case, self._console)
-        pipeline = beam.Pipeline(options=self._beam_options())
-        build(pipeline, self._case, files.ReadLines(paths), writer(self._settings), self._steps(model))
-        if runners.named(self._settings.runner).in_process:
-            files.resume()
-            self._stop.on_drain(self._drain)
-        with Progress(followed, self._console) as progress, prism.Failures() as failures:
+        with ExitStack() as stack:
+            pipeline = beam.Pipeline(options=self._beam_options(stack))
+            build(pipeline, self._case, files.ReadLines(paths), writer(self._settings), self._steps(model))
+            if runners.named(self._settings.runner).in_process:
+                files.resume()
+                self._stop.on_drain(self._drain)
+            failures = stack.enter_context(prism.Failures())
+            progress = stack.enter_context(Progress(followed, self._console))
             with ignored_by_children():
                 result = pipeline.run()
             if self._settings.runner == prism.RUNNER.name:
                 failures.wait(result)
             else:
                 result.wait_until_finish()
-        if result.state != PipelineState.DONE:
-            self._console.print(f"The job ended as {result.state}.")
+            state, records, repeats = result.state, counter(result, RECORDS_IN) or 0, counter(result, REPEATS) or 0
+        if state != PipelineState.DONE:
+            self._console.print(f"The job ended as {state}.")
             return 1
         if remote:
             self._console.print(
                 f"done; replies in {output_folder(self._settings)}/<topic>/, which is not read back from here"
             )
             return 0
-        records, repeats = counter(result, RECORDS_IN) or 0, counter(result, REPEATS) or 0
         return conclude(self._console, progress, records, repeats, self._where())
 
     def _steps(self, model: ModelSettings) -> Steps:
         slices = {"end_slice_s": _DIRECT_END_SLICE_S} if self._settings.runner == direct.RUNNER.name else {}
         return steps_of(self._settings, model, **slices)
 
-    def _beam_options(self) -> PipelineOptions:
+    def _beam_options(self, stack: ExitStack) -> PipelineOptions:
         arguments = self._settings.beam_arguments
         make: Mapping[str, Callable[[], list[str]]] = {
             direct.RUNNER.name: lambda: direct.options(arguments),
-            prism.RUNNER.name: lambda: prism.options(arguments, str(self._prism())),
+            prism.RUNNER.name: lambda: prism.options(arguments, stack.enter_context(prism.serve(str(self._prism())))),
             dataflow.RUNNER.name: lambda: dataflow.options(arguments),
             portable.RUNNER.name: lambda: portable.options(arguments),
         }

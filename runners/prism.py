@@ -3,21 +3,65 @@
 from __future__ import annotations
 
 import logging
+import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from runners.local.part import StackError
 from runners.runner import Runner, with_defaults
 
+_STARTS_WITHIN_S = 20.0
 
-def options(arguments: Sequence[str], prism: str) -> list[str]:
-    """Beam's flags for a run on the Prism program at the path `prism`."""
+
+def options(arguments: Sequence[str], job_endpoint: str) -> list[str]:
+    """Beam's flags for a run on the Prism that listens at `job_endpoint`."""
     return with_defaults(
-        arguments,
-        ["--runner=PrismRunner", f"--prism_location={prism}", "--environment_type=LOOPBACK", "--prism_log_level=error"],
+        arguments, ["--runner=PrismRunner", f"--job_endpoint={job_endpoint}", "--environment_type=LOOPBACK"]
     )
+
+
+@contextmanager
+def serve(program: str) -> Iterator[str]:
+    """Runs the Prism program for the block; gives its job endpoint.
+
+    A Prism of our own for each run, rather than the one Beam shares in a process: a job whose bundle failed goes on turning in
+    it for ever, also when it is cancelled, and only the end of the program stops that. Raises StackError where it does not
+    start.
+    """
+    port = _free_port()
+    words = [program, f"--job_port={port}", "--log_level=error", "--log_kind=json", "--serve_http=false"]
+    # In a session of its own: Ctrl-C at the keyboard is for the pipeline, which drains.
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        _wait_until_open(process, port)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def _wait_until_open(process: subprocess.Popen[bytes], port: int) -> None:
+    until_s = time.monotonic() + _STARTS_WITHIN_S
+    while process.poll() is None and time.monotonic() < until_s:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return
+    raise StackError("Prism did not start; run `prism --job_port=8073` from the cache by hand to see why.")
 
 
 class BundleFailed(Exception):  # noqa: N818 - what happened

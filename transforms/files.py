@@ -59,7 +59,8 @@ class _ReadLines(beam.DoFn):  # type: ignore[misc]
     def process(self, path: str) -> Iterator[Any]:
         clock = SystemClock()
         with FileSystems.open(path, compression_type="auto") as file:
-            for number, line in enumerate(file):
+            # Beam's reader of compressed files is no iterator.
+            for number, line in enumerate(iter(file.readline, b"")):
                 if _draining.is_set():
                     return
                 now_ms = clock.now_ms()
@@ -111,9 +112,17 @@ def line_of(record: OutputRecord) -> bytes:
     Bytes that are not UTF-8 are base64 under ``value_base64``; a record without a value is ``{"value": null}``.
     """
     value = record.value
-    if value is not None and value[:1] == b"{" and b"\n" not in value:
+    if value is not None and value[:1] == b"{" and b"\n" not in value and _is_json(value):
         return value + b"\n"
     return orjson.dumps(text_or_base64("value", value), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _is_json(value: bytes) -> bool:
+    try:
+        orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def text_or_base64(name: str, value: bytes | None) -> dict[str, str | None]:

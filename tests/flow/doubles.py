@@ -112,7 +112,9 @@ def beam_options(runner: str, prism: str | None = None, *more: str) -> PipelineO
     """Beam's options for a runner by its name."""
     arguments = [f"--runner={runner}", *more]
     if runner == PRISM:
-        arguments += [f"--prism_location={prism}", "--environment_type=LOOPBACK", "--prism_log_level=error"]
+        # A path is the program, to be shared by the tests of this process; an address is one that runs.
+        place = "prism_location" if os.sep in str(prism) else "job_endpoint"
+        arguments += [f"--{place}={prism}", "--environment_type=LOOPBACK", "--prism_log_level=error"]
     return PipelineOptions(arguments)
 
 

@@ -10,7 +10,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
-from runners.prism import BundleFailed
+from runners.prism import BundleFailed, serve
 from tests.flow import doubles
 from tests.flow.doubles import DIRECT, PRISM, beam_options, ids_of, model, run_ask
 from transforms.ask.shard import Shard
@@ -40,9 +40,10 @@ def test_without_the_end_timer_all_is_lost_and_the_job_succeeds(
 ) -> None:
     """The sibling: with a timer in processing time alone, the run loses what is under way at its end, and nobody is told."""
     monkeypatch.setattr(Shard, "end_set", property(lambda _: True))
-    with ModelDouble(0, latency_ms=1_000.0) as slow:
-        out = run_ask(beam_options(DIRECT), tmp_path / "out", names(20), model(slow.base_url))
-    assert len(out) < 20
+    # Whether DirectRunner fires the timer once more before it ends is a race, which the timer loses nearly always.
+    with ModelDouble(0, latency_ms=2_000.0) as slow:
+        runs = (run_ask(beam_options(DIRECT), tmp_path / f"{n}", names(20), model(slow.base_url)) for n in range(5))
+        assert any(len(out) < 20 for out in runs)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +111,8 @@ def test_prism_fails_the_job_rather_than_lose(
     """Prism does not do bundles again: there the exception fails the job loudly, instead of ending it with less."""
     monkeypatch.setenv("FARCALL_TEST_FUSES", str(tmp_path / "fuses"))
     list(doubles.light(tmp_path / "fuses", ["e3"]))
-    with pytest.raises(BundleFailed, match="e3"):
-        run_ask(beam_options(PRISM, prism), tmp_path / "out", names(20), model(double.base_url))
+    with serve(prism) as endpoint, pytest.raises(BundleFailed, match="e3"):
+        run_ask(beam_options(PRISM, endpoint), tmp_path / "out", names(20), model(double.base_url))
 
 
 def test_event_times_and_windows_survive(runner: dict[str, Any], double: ModelDouble, tmp_path: Path) -> None:

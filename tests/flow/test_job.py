@@ -1,0 +1,294 @@
+"""The whole support job over the shipped samples, on each runner of a laptop: in = outcomes + repeats."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+
+from pipeline import options, runs
+from pipeline.build import Steps, build
+from pipeline.cases.support.case import SAMPLES, SUPPORT
+from pipeline.outputs import FileWatch
+from pipeline.summary import Summary, unaccounted
+from runners import prism as prism_runner
+from tests.flow.doubles import DIRECT, PRISM, beam_options, model, read_lines
+from transforms import dead_letters, files
+from transforms.ask.shard import Shard
+from transforms.metrics import RECORDS_IN, REPEATS, counter
+from transforms.remote.model_double import Fault, ModelDouble
+
+EXPECTED = json.loads((SAMPLES.parent / "expected.json").read_bytes())
+LINES = SAMPLES.read_bytes().split(b"\n")[:-1]
+GOOD = sum(EXPECTED["good"].values())
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a job wrote, and what it counted."""
+
+    out: Path
+    summary: Summary
+    records: int
+    repeats: int
+
+    @property
+    def unaccounted(self) -> int:
+        """The promise, as the command line checks it: 0."""
+        return unaccounted(self.summary, self.records, self.repeats)
+
+    def replies(self) -> list[tuple[str, str]]:
+        """(id, topic) of each reply."""
+        return [(reply["id"], topic) for topic in SUPPORT.output_topics for reply in self.lines(topic)]
+
+    def dead(self) -> list[dict[str, Any]]:
+        """The dead letters."""
+        return self.lines(SUPPORT.dead_letter_topic)
+
+    def lines(self, topic: str) -> list[dict[str, Any]]:
+        """What was written to a topic."""
+        return read_lines(self.out / f"{topic}.jsonl")
+
+    def outcomes(self) -> set[tuple[str, str]]:
+        """(id, topic) of everything written; for a dead letter without an id the number of its line."""
+        return {*self.replies(), *((f"{one['id']} {one['offset']}", one["stage"]) for one in self.dead())}
+
+
+def run_job(runner: Mapping[str, Any], model_url: str, out: Path, source: Path = SAMPLES, **steps: Any) -> Ran:
+    """Runs the job over `source` to its end."""
+    ask_options = {"end_slice_s": 0.25} if runner["runner"] == DIRECT else {}
+    pipeline = beam.Pipeline(options=beam_options(**runner))
+    settings = Steps(model=model(model_url), dead_letter_record=dead_letters.to_json, ask_options=ask_options, **steps)
+    build(pipeline, SUPPORT, files.ReadLines([str(source)]), files.WriteLines(str(out)), settings)
+    with prism_runner.Failures() as failures:
+        result = pipeline.run()
+        failures.wait(result)
+    summary = Summary()
+    summary.add(FileWatch(str(out), SUPPORT.output_topics, SUPPORT.dead_letter_topic).poll())
+    return Ran(out, summary, counter(result, RECORDS_IN) or 0, counter(result, REPEATS) or 0)
+
+
+@pytest.fixture(scope="module", params=[DIRECT, pytest.param(PRISM, marks=pytest.mark.prism)])
+def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    """The job over the samples, run once on each runner."""
+    place = request.getfixturevalue("prism") if request.param == PRISM else None
+    with ModelDouble(latency_ms=20.0, sigma=0.6) as double:
+        yield run_job({"runner": request.param, "prism": place}, double.base_url, tmp_path_factory.mktemp("job"))
+
+
+def test_every_event_has_one_outcome(ran: Ran) -> None:
+    """In = outcomes + repeats, with nothing written twice, and each count is that of expected.json."""
+    assert ran.unaccounted == 0
+    assert ran.summary.copies == 0
+    assert (ran.records, ran.repeats) == (EXPECTED["events"], EXPECTED["repeats"])
+    assert Counter(topic for _, topic in ran.replies()) == {
+        f"support.{channel}.replies": count for channel, count in EXPECTED["good"].items()
+    }
+    assert Counter((one["stage"], one["error_type"]) for one in ran.dead()) == {
+        ("parse", kind): count for kind, count in EXPECTED["bad"].items()
+    }
+
+
+def test_every_good_event_has_a_reply_with_its_id(ran: Ran) -> None:
+    """The ids of the replies are those of the good events, each on the topic of its channel."""
+    expected = {}
+    bad = {one["offset"] for one in ran.dead()}
+    for number, line in enumerate(LINES):
+        if number not in bad:
+            event = json.loads(line)
+            expected[event["id"]] = f"support.{event['channel']}.replies"
+    assert len(expected) == GOOD
+    assert sorted(ran.replies()) == sorted(expected.items())
+
+
+def test_every_dead_letter_holds_the_untouched_bytes(ran: Ran) -> None:
+    """The value of each dead letter is the line of the input at its offset, byte for byte."""
+    dead = ran.dead()
+    assert len(dead) == sum(EXPECTED["bad"].values())
+    assert any("value_base64" in one for one in dead)
+    for one in dead:
+        value = one["value"].encode() if "value" in one else base64.b64decode(one["value_base64"])
+        assert value == LINES[one["offset"]]
+        assert (one["topic"], one["partition"], one["attempts"]) == (str(SAMPLES), 0, 0)
+
+
+@pytest.mark.prism
+def test_the_runners_agree(tmp_path: Path, prism: str) -> None:
+    """The same input gives the same set of (id, topic) on both runners."""
+    with ModelDouble(latency_ms=20.0, sigma=0.6) as double:
+        found = [
+            run_job({"runner": name, "prism": prism}, double.base_url, tmp_path / name, part_of_the_samples(tmp_path))
+            for name in (DIRECT, PRISM)
+        ]
+    assert found[0].outcomes() == found[1].outcomes() != set()
+    assert [one.unaccounted for one in found] == [0, 0]
+
+
+def part_of_the_samples(folder: Path, every: int = 3) -> Path:
+    """A third of the samples, for runs whose claim needs no more."""
+    path = folder / "part.jsonl"
+    path.write_bytes(b"".join(line + b"\n" for line in LINES[::every]))
+    return path
+
+
+def test_an_empty_input(runner: dict[str, Any], double: ModelDouble, tmp_path: Path) -> None:
+    """An empty file ends the job well, with nothing in, nothing out and nothing asked."""
+    (tmp_path / "empty.jsonl").touch()
+    found = run_job(runner, double.base_url, tmp_path / "out", tmp_path / "empty.jsonl")
+    assert (found.records, found.repeats, found.summary.outcomes, found.unaccounted) == (0, 0, 0, 0)
+    assert not (tmp_path / "out").exists()
+    assert double.requests == 0
+
+
+def test_without_memory_repeats_are_answered_again(double: ModelDouble, tmp_path: Path) -> None:
+    """The sibling: with the memory of repeats off, ids are answered twice, and none is counted."""
+    found = run_job({"runner": DIRECT}, double.base_url, tmp_path, repeat_memory_s=0.0)
+    assert found.repeats == 0
+    assert len(found.replies()) == GOOD + EXPECTED["repeats"]
+    assert found.summary.copies == EXPECTED["repeats"] == found.unaccounted
+
+
+def test_a_step_that_does_not_wait_loses_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sibling: where the step's timers do not wait for what is under way, the job ends well and the count tells."""
+    monkeypatch.setattr(Shard, "pending", property(lambda _: 0))
+    with ModelDouble(latency_ms=2_000.0) as slow:
+        found = run_job({"runner": DIRECT}, slow.base_url, tmp_path)
+    assert found.unaccounted > 0
+
+
+def test_a_reply_that_breaks_a_rule_is_a_dead_letter(tmp_path: Path) -> None:
+    """An answer without a word goes to no customer: its event is a dead letter of the stage check, with the calls it took."""
+    source = part_of_the_samples(tmp_path)
+    with ModelDouble(reply=lambda _: " … ") as wordless:
+        found = run_job({"runner": DIRECT}, wordless.base_url, tmp_path / "out", source)
+        asked = wordless.requests
+    assert found.replies() == []
+    checked = [one for one in found.dead() if one["stage"] == "check"]
+    assert {(one["error_type"], one["attempts"]) for one in checked} == {("blank", 1)}
+    assert len(checked) == asked > 0
+    assert found.unaccounted == 0
+
+
+def test_an_event_without_an_answer_is_a_dead_letter(double: ModelDouble, tmp_path: Path) -> None:
+    """A request that the model refuses is a dead letter of the stage ask with its id, and harms no other."""
+    double.set_faults(Fault("status", status=400, id="chat-*"))
+    found = run_job({"runner": DIRECT}, double.base_url, tmp_path / "out", part_of_the_samples(tmp_path))
+    asked = [one for one in found.dead() if one["stage"] == "ask"]
+    assert asked
+    assert {(one["error_type"], one["attempts"], one["id"].split("-")[0]) for one in asked} == {("refused", 1, "chat")}
+    assert {topic for _, topic in found.replies()} == {"support.email.replies", "support.call.replies"}
+    assert found.unaccounted == 0
+
+
+def test_a_write_that_fails_is_done_again(double: ModelDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails once costs nothing: the bundle is done again, and every event is accounted for."""
+    failed = once(monkeypatch, fail)
+    found = run_job({"runner": DIRECT}, double.base_url, tmp_path / "out", part_of_the_samples(tmp_path))
+    assert failed == [1]
+    assert found.unaccounted == 0
+    assert found.summary.outcomes > 0
+
+
+def test_a_write_that_is_not_done_is_missed(
+    double: ModelDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sibling: where the same failure is kept from the runner, the count says that events are missing."""
+    failed = once(monkeypatch, lambda: None)
+    found = run_job({"runner": DIRECT}, double.base_url, tmp_path / "out", part_of_the_samples(tmp_path))
+    assert failed == [1]
+    assert found.unaccounted > 0
+
+
+def fail() -> None:
+    raise OSError("no space left on device")
+
+
+def once(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> list[int]:
+    """Has the first write of replies do `action` instead; returns a list that then holds 1."""
+    append = files._append
+    done: list[int] = []
+
+    def append_but_once(path: str, data: bytes) -> None:
+        if not done and "replies" in path:
+            done.append(1)
+            action()
+            return
+        append(path, data)
+
+    monkeypatch.setattr(files, "_append", append_but_once)
+    return done
+
+
+@pytest.mark.prism
+def test_a_write_that_fails_on_prism_starts_the_run_again(
+    double: ModelDouble, prism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prism does no bundle again, so the run starts anew, and ends with status 0 and every event accounted for."""
+    failed = once(monkeypatch, fail)
+    source = part_of_the_samples(tmp_path)
+    assert runs.run(prism_settings(double, prism, source, tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert failed == [1]
+    assert "no space left on device" in said
+    assert "the run starts again" in said
+    summary = Summary()
+    summary.add(FileWatch(str(tmp_path / "out"), SUPPORT.output_topics, SUPPORT.dead_letter_topic).poll())
+    # A bundle that the run before left behind may still write: a copy, which has the id of what it copies.
+    assert summary.outcomes == len(source.read_bytes().splitlines())
+
+
+def bundle(begun: threading.Event, go_on: threading.Event) -> threading.Thread:
+    """A bundle of Beam's worker, as far as `Failures` sees it: it begins, and fails once it is told to go on."""
+    names: dict[str, Any] = {"__name__": prism_runner.Failures._WORKER, "begun": begun, "go_on": go_on}
+    log = "__import__('logging').getLogger(__name__).error('Error processing instruction %s. a stumble', 1)"
+    exec(f"def _execute():\n  begun.set()\n  go_on.wait(10)\n  {log}", names)
+    thread = threading.Thread(target=names["_execute"])
+    thread.start()
+    assert begun.wait(10)
+    return thread
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_failure_is_that_of_its_own_run(earlier: bool) -> None:
+    """A bundle that a cancelled run left behind fails late, and not the run that follows; one of that run does."""
+    begun, go_on = threading.Event(), threading.Event()
+    thread = bundle(begun, go_on) if earlier else None
+    with prism_runner.Failures() as failures:
+        thread = thread or bundle(begun, go_on)
+        go_on.set()
+        thread.join()
+        assert failures._failed.is_set() == (not earlier)
+
+
+@pytest.mark.prism
+def test_on_prism_one_run_fails_with_the_write(
+    double: ModelDouble, prism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sibling: without a second run the failure ends the program, rather than being passed over."""
+    once(monkeypatch, fail)
+    monkeypatch.setattr(runs, "_PRISM_RUNS", 1)
+    with pytest.raises(runs.StackError, match="no space left on device"):
+        runs.run(prism_settings(double, prism, part_of_the_samples(tmp_path), tmp_path))
+
+
+def prism_settings(double: ModelDouble, prism: str, source: Path, folder: Path) -> options.Settings:
+    """What the command line makes of a run on Prism."""
+    models = {"models": {"answer": {"endpoints": [double.base_url], "model": "double"}}}
+    (folder / "models.yaml").write_text(json.dumps(models))
+    return options.read(
+        [
+            "--runner=PrismRunner",
+            f"--prism_location={prism}",
+            f"--input={source}",
+            f"--output={folder}/out",
+            f"--models={folder}/models.yaml",
+        ]
+    )
