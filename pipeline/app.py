@@ -32,5 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"farcall: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
+        logging.disable(logging.CRITICAL)  # what is cut off now has much to say, and none of it matters
         print("farcall: ended; what was under way was not finished.", file=sys.stderr)
         return EXIT_ENDED

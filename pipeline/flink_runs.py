@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,11 +50,10 @@ def run(settings: Settings, console: Console, stop: Stop) -> int:
         return _run_local(settings, console, stop)
     FlinkRest(master).check()
     settings = _with_kafka(settings)
-    with ignored_by_children():
-        stack = Stack.for_cluster(master, flink.has_jars(settings.beam_arguments))
-        console.print(f"engine  Flink {FlinkRest(master).version()} at {master}; starting what submits to it …")
-        stack.up(report=_indented(console))
+    stack = Stack.for_cluster(master, flink.has_jars(settings.beam_arguments))
+    console.print(f"engine  Flink {FlinkRest(master).version()} at {master}; starting what submits to it …")
     try:
+        stack.up(report=_indented(console))
         return _Job(_pinned_engine(stack, master), settings, console, stop).run()
     finally:
         stack.down()
@@ -117,8 +116,7 @@ def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
     if settings.models is None:
         wanted.append("llm")
     console.print(f"case    {case.name} on {settings.runner}, local stack in {stack.place.home}")
-    with ignored_by_children():
-        stack.up(wanted, report=_indented(console))
+    stack.up(wanted, report=_indented(console))
     at = stack.endpoints
     fed = settings.input is None
     settings = replace(
@@ -172,7 +170,10 @@ class _Job:
             read = self._reader(consumer_config)
             build(pipeline, self._case, read, runs.writer(settings), runs.steps_of(settings, model))
             with runs.Progress(followed, console) as progress:
-                with ignored_by_children():
+                # From here on a first Ctrl-C is remembered until the job runs, which is then drained.
+                self._stop.on_drain(lambda: None)
+                # Beam's own job server is a child of ours, which a Ctrl-C at the keyboard would end.
+                with ignored_by_children() if self._engine.expansion is None else nullcontext():
                     result = pipeline.run()
                 try:
                     self._follow(result, began_s, consumer_config, progress)

@@ -22,7 +22,7 @@ from pipeline.case import Case
 from pipeline.outputs import FileWatch, KafkaWatch, NoWatch, Watch
 from pipeline.registry import case_named
 from pipeline.settings import Files, Kafka, Settings
-from pipeline.signals import Stop, ignored_by_children, stop_on_signals
+from pipeline.signals import Stop, stop_on_signals
 from pipeline.summary import Summary, print_table, unaccounted
 from runners import dataflow, direct, flink, portable, prism
 from runners.local import artifacts, llm
@@ -108,9 +108,7 @@ def model_of(settings: Settings, case: Case, console: Console) -> Iterator[Model
         return
     console.print("model   starting SmolLM2-135M-Instruct in llama.cpp's server …")
     began_s = time.monotonic()
-    with ExitStack() as stack:
-        with ignored_by_children():
-            server = stack.enter_context(llm.serve(report=console.print))
+    with llm.serve(report=console.print) as server:
         console.print(f"model   ready in {time.monotonic() - began_s:.1f} s, {server.base_url}")
         yield embedded_model(case, server.base_url)
 
@@ -188,6 +186,10 @@ class _Bounded:
         settings, console = self._settings, self._console
         console.print(f"case    {self._case.name} on {settings.runner}")
         assert isinstance(settings.input, Files)  # noqa: S101 - options refuse Kafka for these runners
+        if isinstance(settings.output, Kafka):
+            watch(
+                settings, self._case, console
+            ).close()  # a Kafka that is not there is refused before a model is started
         with model_of(settings, self._case, console) as model:
             console.print(f"events  {', '.join(settings.input.paths)}")
             for left in reversed(range(_PRISM_RUNS)):
@@ -212,8 +214,7 @@ class _Bounded:
                 self._stop.on_drain(self._drain)
             failures = stack.enter_context(prism.Failures())
             progress = stack.enter_context(Progress(followed, self._console))
-            with ignored_by_children():
-                result = pipeline.run()
+            result = pipeline.run()
             if self._settings.runner == prism.RUNNER.name:
                 failures.wait(result)
             else:

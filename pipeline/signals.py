@@ -1,4 +1,4 @@
-"""Ctrl-C: the first drains, the second ends. ``SIGTERM`` counts like Ctrl-C."""
+"""Ctrl-C: the first drains, the second ends; before a job runs, the first ends. ``SIGTERM`` counts like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Stop:
 
     def __init__(self) -> None:
         self.draining = False
-        self._on_drain: Callable[[], None] = lambda: None
+        self._on_drain: Callable[[], None] | None = None
 
     def on_drain(self, action: Callable[[], None]) -> None:
-        """Sets what the first signal does. Runs it at once where the signal came already."""
+        """Sets what the first signal does from now on. Runs it at once where the signal came already."""
         self._on_drain = action
         if self.draining:
             action()
 
     def _signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self.draining:
+        if self.draining or self._on_drain is None:
             raise KeyboardInterrupt
         self.draining = True
         self._on_drain()

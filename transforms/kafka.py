@@ -38,13 +38,17 @@ _SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 # The fields of Java's `KafkaIO.Read.External.Configuration` that are set here. Made by a call, as Beam needs the types themselves
 # and annotations are strings in this module.
-class _ReadPayload(NamedTuple):
-    consumer_config: Mapping[str, str]
-    topics: Sequence[str]
-    key_deserializer: str
-    value_deserializer: str
-    commit_offset_in_finalize: bool
-    timestamp_policy: str
+_ReadPayload = NamedTuple(  # noqa: UP014
+    "_ReadPayload",
+    [
+        ("consumer_config", Mapping[str, str]),
+        ("topics", Sequence[str]),
+        ("key_deserializer", str),
+        ("value_deserializer", str),
+        ("commit_offset_in_finalize", bool),
+        ("timestamp_policy", str),
+    ],
+)
 
 
 class ReadKafka(beam.PTransform):  # type: ignore[misc]

@@ -22,8 +22,9 @@ class DropRepeats(beam.PTransform):  # type: ignore[misc]
     """Lets the first record of each id through; counts those that follow within `memory_s` seconds of event time.
 
     State is keyed by id: one cell with the latest event time seen, and a timer that empties it. Without `memory_s` (0) nothing
-    is remembered. A repeat moves the end of the memory. What passes depends on event times alone, so a replay of the same
-    topic gives the same result. Raises ValueError for a negative time.
+    is remembered. A repeat moves the end of the memory. What passes depends on
+    event times and order, not on the clock, so a replay of the same topic gives the same result; which of two unordered copies
+    passes is the runner's choice. Raises ValueError for a negative time.
     """
 
     def __init__(self, id_of: Callable[[Any], str], memory_s: float = DEFAULT_MEMORY_S) -> None:

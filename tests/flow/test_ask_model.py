@@ -167,6 +167,15 @@ def test_a_model_that_is_down_at_the_start(runner: dict[str, Any], tmp_path: Pat
     assert {record["road"] for record in out} == {"answered"}
 
 
+def test_a_server_that_is_not_waited_for(tmp_path: Path) -> None:
+    """The sibling: without `wait_for_server`, a server that is down uses up the attempts, and the events fail with it."""
+    with ModelDouble(0) as double:
+        double.set_down(True)
+        impatient = RetryPolicy(max_attempts=2, base_s=0.01, cap_s=0.02, wait_for_server=False)
+        out = run_ask(beam_options(DIRECT), tmp_path / "out", names(10), model(double.base_url, retry=impatient))
+    assert {(record["road"], record["text"]) for record in out} == {("failed", "unreachable")}
+
+
 def test_a_model_that_stays_down(runner: dict[str, Any], tmp_path: Path) -> None:
     """Events whose deadline passes while the server is down fail with it, and the job ends well."""
     with ModelDouble(0) as double:

@@ -118,7 +118,7 @@ def test_the_graph_says_that_it_has_state_and_timers(runner: str) -> None:
     assert "beam:requirement:pardo:stateful:v1" in proto.requirements
     stateful = {name: payload for name, payload in par_dos(proto).items() if payload.state_specs}
     assert {name: (set(payload.state_specs), timers(payload)) for name, payload in stateful.items()} == {
-        "AskModel/Ask/ParDo(_Ask)": (
+        "AskModel/Ask/Calls": (
             {"cell", "bag"},
             {"tick": TimeDomain.PROCESSING_TIME, "end": TimeDomain.EVENT_TIME},
         ),
@@ -133,7 +133,7 @@ def timers(payload: Any) -> dict[str, int]:
 def test_without_memory_of_repeats_one_stateful_step_is_left() -> None:
     """The sibling: what the graph is seen to require follows what it holds."""
     found = par_dos(graph(ARGUMENTS["spark"](), repeat_memory_s=0.0))
-    assert {name for name, payload in found.items() if payload.state_specs} == {"AskModel/Ask/ParDo(_Ask)"}
+    assert {name for name, payload in found.items() if payload.state_specs} == {"AskModel/Ask/Calls"}
 
 
 def test_labels_are_those_that_running_jobs_have() -> None:
@@ -151,7 +151,7 @@ def test_labels_are_those_that_running_jobs_have() -> None:
 def test_keyed_records_have_coders_that_last(runner: str) -> None:
     """Into the stateful steps go pairs of bytes and a record in MessagePack; nothing that is pickled is in their state."""
     proto = graph_for(runner)
-    for name in ("AskModel/Ask/ParDo(_Ask)", "DropRepeats/Remember"):
+    for name in ("AskModel/Ask/Calls", "DropRepeats/Remember"):
         (step,) = (found for found in proto.components.transforms.values() if found.unique_name == name)
         (collection,) = step.inputs.values()
         pair = proto.components.coders[proto.components.pcollections[collection].coder_id]
@@ -250,7 +250,7 @@ def own(pickles: dict[str, bytes]) -> dict[str, set[str]]:
 def test_nothing_of_main_is_pickled() -> None:
     """No function of the graph is taken from `__main__`, and none carries its code along: workers import what they run."""
     found = own(pickled(graph_for("flink")))
-    assert "transforms.ask.step" in found["AskModel/Ask/ParDo(_Ask)"]
+    assert "transforms.ask.step" in found["AskModel/Ask/Calls"]
     for name, strings in found.items():
         assert not strings & {"__main__", "_make_function", "_make_skeleton_class"}, name
 

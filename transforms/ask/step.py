@@ -105,7 +105,7 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
             | "Shard"
             >> beam.ParDo(_Shard(self._id_of, self._shards)).with_output_types(beam.typehints.Tuple[bytes, record_type])
         )
-        outputs = sharded | "Ask" >> beam.ParDo(
+        ask = beam.ParDo(
             _Ask(
                 step=self._step,
                 model=self._model,
@@ -117,7 +117,10 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
                 end_slice_s=self._end_slice_s,
                 make_caller=self._make_caller,
             )
-        ).with_outputs(FAILED, main=ANSWERED)
+        )
+        # The label under which runners keep the state of a job: it must not follow the name of a class.
+        ask.label = "Calls"
+        outputs = sharded | "Ask" >> ask.with_outputs(FAILED, main=ANSWERED)
         answered, failed = outputs[ANSWERED], outputs[FAILED]
         answered.element_type = beam.typehints.Tuple[record_type, Answer]
         failed.element_type = beam.typehints.Tuple[record_type, CallFailure]

@@ -1,0 +1,38 @@
+"""What KafkaIO is told, and what our own clients are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from apache_beam.transforms.external import NamedTupleBasedPayloadBuilder
+
+from transforms import kafka
+from transforms.errors import SettingsError
+
+
+def test_the_payload_has_types_that_java_knows() -> None:
+    """Every field of the read's payload has a type of its own: Java cannot decode Python's `Any`."""
+    payload = kafka._ReadPayload(
+        {"a": "b"}, ["t"], "k", "v", commit_offset_in_finalize=True, timestamp_policy="CreateTime"
+    )
+    built = NamedTupleBasedPayloadBuilder(payload).build()
+    assert "pythonsdk_any" not in str(built.schema)
+    assert {field.name for field in built.schema.fields} == set(payload._fields)
+
+
+def test_our_own_clients_get_the_connection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connection settings reach our consumers with their secrets resolved; a producer's own settings do not."""
+    monkeypatch.setenv("KAFKA_PASSWORD", "s3cret")
+    given = {"sasl.password": "${env:KAFKA_PASSWORD}", "security.protocol": "SASL_SSL", "linger.ms": "5"}
+    config: dict[str, Any] = kafka.client_config("h:1", given)
+    assert config["sasl.password"] == "s3cret"
+    assert config["bootstrap.servers"] == "h:1"
+    assert "linger.ms" not in config
+
+
+def test_a_secret_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is not set is an error that names it."""
+    monkeypatch.delenv("KAFKA_PASSWORD", raising=False)
+    with pytest.raises(SettingsError, match="KAFKA_PASSWORD"):
+        kafka.client_config("h:1", {"sasl.password": "${env:KAFKA_PASSWORD}"})
