@@ -36,7 +36,7 @@ from transforms.remote.settings import ModelSettings
 _PARTITIONS = 4
 DEFAULT_GROUP = "farcall"
 _POLL_S = 0.2
-_QUIET_S = 30.0
+_QUIET_S = 60.0
 _RUNNING_WITHIN_S = 120.0
 
 

@@ -35,7 +35,7 @@ def outcomes_of_files(folder: Path) -> set[tuple[str, str]]:
 def test_the_main_line(engine: Stack) -> None:
     """`python -m pipeline --runner=FlinkRunner` starts what is missing, feeds the samples, shows replies, drains, prints the table."""
     with Command(engine, FLINK) as command:
-        assert command.wait(300.0) == 0, command.output
+        assert command.wait(420.0) == 0, command.output
     assert "samples fed into support.events" in command.output
     assert command.output.index("first reply") < command.output.index("draining")
     topics = Topics(engine, "unused")
