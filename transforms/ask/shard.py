@@ -106,6 +106,7 @@ class Shard:
         self._unconfirmed: list[str] = []
         self._is_new = True
         self._wrote_token = False
+        self._quiet_since_ms = calls.clock.now_ms()
 
     def touch(self, cell: Cell, bag: Bag) -> None:
         """Begins a bundle: believes memory where state has the token that memory wrote last, and else builds it from state."""
@@ -127,9 +128,9 @@ class Shard:
         return len(self._entries)
 
     @property
-    def latest_deadline_ms(self) -> int:
-        """The latest deadline of the events that have not been handed out; 0 without any."""
-        return max((entry.deadline_ms for entry in self._entries.values()), default=0)
+    def quiet_ms(self) -> int:
+        """How long ago the last outcome was handed out, or the first event was taken since nothing was under way."""
+        return self._calls.clock.now_ms() - self._quiet_since_ms
 
     @property
     def tick_set(self) -> bool:
@@ -175,6 +176,8 @@ class Shard:
             payload=payload,
         )
         self._head.next_number += 1
+        if not self._entries:
+            self._quiet_since_ms = entry.taken_ms
         self._entries[key] = entry
         bag.add(_encode(_Item(entry=entry)))
         self._write_head(cell)
@@ -190,6 +193,7 @@ class Shard:
                 call.taken = True
                 out.append((entry, call.future.result()))
         if out:
+            self._quiet_since_ms = self._calls.clock.now_ms()
             self._remove([entry for entry, _ in out], cell, bag)
         self._call_overdue()
         return out
