@@ -36,6 +36,7 @@ setup(
             "import-linter==2.16",
             "mypy==2.4.1",
             "pytest==9.2.0",
+            "pytest-timeout==2.4.0",
             "ruff==0.17.6",
             "types-PyYAML==6.0.12.20261113",
             "types-requests==2.33.0.20261030",

@@ -91,6 +91,10 @@ def kafka_properties(ports: Ports, data: Path) -> str:
             # One consumer alone should not wait for others to join.
             "group.initial.rebalance.delay.ms": 0,
             "log.segment.bytes": 64 << 20,
+            # Records carry their event time, and Kafka counts a record's age from that: with Kafka's default of seven days
+            # it deletes replayed events, and the replies to them, minutes after they were written. Bounded by size instead.
+            "log.retention.ms": -1,
+            "log.retention.bytes": 512 << 20,
             # An event may have megabytes: it is refused by the job, with its reason, not by the broker.
             "message.max.bytes": 16 << 20,
             "log.cleaner.dedupe.buffer.size": 16 << 20,

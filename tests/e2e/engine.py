@@ -97,10 +97,17 @@ class Topics:
         return count
 
     def read(self) -> dict[str, list[Any]]:
-        """Every record of the output topics, by the case's own topic names."""
+        """Every record of the output topics, by the case's own topic names. Fails where Kafka does not give one that it had."""
         consumer = Consumer(
-            {"bootstrap.servers": self.kafka, "group.id": f"{self.tag}-read", "enable.auto.commit": "false"}
+            {
+                "bootstrap.servers": self.kafka,
+                "group.id": f"{self.tag}-read",
+                "enable.auto.commit": "false",
+                # A record that is gone is a failure, not a reason to wait for the next.
+                "auto.offset.reset": "error",
+            }
         )
+        end_s = time.monotonic() + 30.0
         found: dict[str, list[Any]] = defaultdict(list)
         try:
             for name, renamed in self.renamed.items():
@@ -112,7 +119,9 @@ class Topics:
                         left[partition] = end
                 consumer.assign([TopicPartition(renamed, partition, 0) for partition in left])
                 while left:
+                    assert time.monotonic() < end_s, f"{renamed}: not read within 30 s: {left}"
                     for message in consumer.consume(500, 1.0):
+                        assert message.error() is None, f"{renamed}: {message.error()}"
                         found[name].append(message)
                         if message.offset() + 1 >= left.get(message.partition(), 0):
                             left.pop(message.partition(), None)

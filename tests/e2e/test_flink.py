@@ -137,10 +137,6 @@ def test_ctrl_c_twice_ends(engine: Stack, topics: Topics, tmp_path: Path) -> Non
             until("the job is cancelled", lambda: rest(engine).state(job) == "CANCELED", 60.0)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="known defect, issue 3 stays open: after both kills the job sometimes stands still with replies missing",
-)
 def test_killed_worker_and_taskmanager_lose_nothing(
     engine: Stack, double: ModelDouble, topics: Topics, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource
 
 from runners.local import llm, processes
 from runners.local.part import StackError
@@ -93,6 +94,14 @@ def test_topics_are_made_once(stack: Stack) -> None:
     """Topics are created where missing and left alone where they exist."""
     assert create_topics(stack.endpoints.kafka, ["a", "b", "a"], partitions=2) == ["a", "b"]
     assert create_topics(stack.endpoints.kafka, ["a", "b", "c"]) == ["c"]
+
+
+def test_old_event_times_are_kept(stack: Stack) -> None:
+    """Topics keep a record however old its event time is: Kafka would delete it by that, and the reply to it with it."""
+    create_topics(stack.endpoints.kafka, ["old"])
+    resource = ConfigResource(ConfigResource.Type.TOPIC, "old")
+    client = AdminClient({"bootstrap.servers": stack.endpoints.kafka})
+    assert client.describe_configs([resource])[resource].result(30)["retention.ms"].value == "-1"
 
 
 def test_topics_without_a_broker_fail_soon() -> None:
