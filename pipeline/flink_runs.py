@@ -34,7 +34,6 @@ from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.remote.settings import ModelSettings
 
 _PARTITIONS = 4
-DEFAULT_GROUP = "farcall"
 _POLL_S = 0.2
 _QUIET_S = 60.0
 _RUNNING_WITHIN_S = 120.0
@@ -246,7 +245,7 @@ class _Job:
 
     def _wait_until_read(self, result: Any, source: Kafka, config: Mapping[str, str]) -> None:
         """Until the job has committed the end of what was fed: a drain stops reading at once."""
-        consumer = _consumer(source, self._settings.kafka_config, config.get("group.id", DEFAULT_GROUP))
+        consumer = _consumer(source, self._settings.kafka_config, config.get("group.id", kafka.DEFAULT_GROUP))
         try:
             wanted = [p for topic in source.topics for p in ends(consumer, source.servers, topic)]
             while not self._stop.draining and not PipelineState.is_terminal(result.state):
@@ -309,7 +308,7 @@ class _Job:
 
 def positions(source: Kafka, settings: KafkaConfig, config: Mapping[str, str]) -> dict[tuple[str, int], int]:
     """The next offset of the consumer group in each partition. Raises SettingsError where Kafka does not answer."""
-    consumer = _consumer(source, settings, config.get("group.id", DEFAULT_GROUP))
+    consumer = _consumer(source, settings, config.get("group.id", kafka.DEFAULT_GROUP))
     try:
         found = {}
         for end in (p for topic in source.topics for p in ends(consumer, source.servers, topic)):

@@ -30,6 +30,9 @@ from transforms.remote.clock import SystemClock
 READ_URN = "beam:transform:org.apache.beam:kafka_read_with_metadata:v1"
 _BYTES_DESERIALIZER = "org.apache.kafka.common.serialization.ByteArrayDeserializer"
 
+DEFAULT_GROUP = "farcall"
+"""The consumer group that reads, unless the settings name another."""
+
 FLUSH_TIMEOUT_S = 60.0
 """How long a bundle waits for Kafka's acknowledgements before it fails and is done again."""
 
@@ -71,7 +74,7 @@ class ReadKafka(beam.PTransform):  # type: ignore[misc]
         self._expansion_service = expansion_service
         self._config = {
             "bootstrap.servers": servers,
-            "group.id": "farcall",
+            "group.id": DEFAULT_GROUP,
             "auto.offset.reset": "earliest",
             # The external read replaces KafkaIO's own defaults, and Kafka's is true: a restart before the first checkpoint would
             # begin at the end of the topic.

@@ -240,6 +240,14 @@ def restarts(stack: Stack, job: str) -> int:
     return int(float(metrics[0]["value"])) if metrics else 0
 
 
+def checkpoints(stack: Stack, job: str) -> int:
+    """How many checkpoints of a job were completed."""
+    import requests
+
+    found = requests.get(f"http://{stack.endpoints.flink}/jobs/{job}/checkpoints", timeout=5).json()
+    return int(found["counts"]["completed"])
+
+
 def rest(stack: Stack) -> FlinkRest:
     """Flink's REST interface."""
     return FlinkRest(stack.endpoints.flink)

@@ -14,7 +14,18 @@ import pytest
 from pipeline.outputs import FileWatch
 from pipeline.registry import CASES
 from runners.local.stack import Stack
-from tests.e2e.engine import Command, Topics, chat, part_pid, rest, restarts, until, worker_pids, write_models
+from tests.e2e.engine import (
+    Command,
+    Topics,
+    chat,
+    checkpoints,
+    part_pid,
+    rest,
+    restarts,
+    until,
+    worker_pids,
+    write_models,
+)
 from transforms.remote.model_double import ModelDouble
 
 pytestmark = pytest.mark.e2e
@@ -104,6 +115,38 @@ def test_keys_headers_and_event_times_survive(
     assert added["exception.class.name"] == b"not-utf8"
     assert added["topic"] == topics.input.encode()
     assert {"partition", "offset", "exception.message", "attempts"} <= set(added)
+
+
+LONG_BUNDLES = "--max_bundle_time_mills=600000"
+
+
+def test_a_lone_event_is_answered(engine: Stack, double: ModelDouble, topics: Topics, tmp_path: Path) -> None:
+    """One event, and silence after it: a checkpoint in the middle of its bundle does not keep it back."""
+    models = write_models(tmp_path / "models.yaml", double.base_url)
+    with Command(engine, FLINK, LONG_BUNDLES, f"--models={models}", *topics.flags(tmp_path)) as command:
+        command.flink_job()
+        topics.produce([chat(1)])
+        until("it is answered", topics.replies, 60.0)
+        command.interrupt()
+        assert command.wait() == 0, command.output
+
+
+def test_without_finishing_bundles_a_lone_event_is_kept_back(
+    engine: Stack, double: ModelDouble, topics: Topics, tmp_path: Path
+) -> None:
+    """The sibling: with Beam's default the event stays in an operator's state, checkpoint after checkpoint, until the drain."""
+    models = write_models(tmp_path / "models.yaml", double.base_url)
+    flags = (FLINK, LONG_BUNDLES, f"--models={models}", *topics.flags(tmp_path))
+    with Command(engine, *flags, module="tests.e2e.unflushed_main") as command:
+        job = command.flink_job()
+        topics.produce([chat(1)])
+        until("it is read for good", lambda: topics.committed() == 1, 60.0)
+        seen = checkpoints(engine, job)
+        until("six checkpoints more", lambda: checkpoints(engine, job) >= seen + 6, 60.0)
+        assert not topics.replies()
+        command.interrupt()
+        assert command.wait() == 0, command.output
+    assert topics.replies() == Counter({"e1": 1})
 
 
 def test_drained_with_calls_in_flight(engine: Stack, topics: Topics, tmp_path: Path) -> None:
