@@ -91,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         "--set",
         action="append",
         default=[],
-        metavar="NAME=VALUE",
-        help="a setting of the contestants, such as tick_ms=10",
+        metavar="CONTESTANT.NAME=VALUE",
+        help="a setting of a contestant, such as ours.tick_ms=10",
     )
     parser.add_argument(
         "--publish", action="store_true", help="write benchmarks/results and docs/benchmarks.md also with --only"
@@ -110,17 +110,19 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(map(float, _words(text)))
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE as values of JSON, or as they stand where they are none."""
-    found: dict[str, Any] = {}
+def _settings(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """CONTESTANT.NAME=VALUE by contestant; values of JSON, or as they stand where they are none."""
+    found: dict[str, dict[str, Any]] = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {pair}: is not NAME=VALUE.")
+        whole, equals, value = pair.partition("=")
+        contestant, dot, name = whole.partition(".")
+        if not equals or not dot:
+            raise SettingsError(f"--set {pair}: is not CONTESTANT.NAME=VALUE, such as ours.tick_ms=10.")
+        contestants.named(contestant)
         try:
-            found[name] = json.loads(value)
+            found.setdefault(contestant, {})[name] = json.loads(value)
         except ValueError:
-            found[name] = value
+            found.setdefault(contestant, {})[name] = value
     return found
 
 
@@ -138,10 +140,11 @@ def _say(text: str) -> None:
 class _Session:
     """All runs of one call of the command, on one stack."""
 
-    def __init__(self, stack: Stack, folder: Path, more: dict[str, Any]) -> None:
+    def __init__(self, stack: Stack, folder: Path, settings: dict[str, dict[str, Any]], beam: tuple[str, ...]) -> None:
         self._stack = stack
         self._folder = folder
-        self._more = more
+        self._settings = settings
+        self._beam = beam
         self.runs: list[Figures] = []
         self.failures: list[str] = []
 
@@ -149,7 +152,10 @@ class _Session:
         """One run; what goes wrong in it is noted, and the others go on."""
         try:
             contestant = None if name == report.FLOOR else contestants.named(name)
-            found = rig.run(self._stack, contestant, scenario, self._folder, **self._more)
+            settings = self._settings.get(name, {})
+            found = rig.run(
+                self._stack, contestant, scenario, self._folder, settings=settings, beam_arguments=self._beam
+            )
         except Exception as error:  # noqa: BLE001 - a contestant that cannot run is a result
             sentence = f"{name}, {scenario.name}, {scenario.schedule.rate:g}/s: {type(error).__name__}: {error}"
             self.failures.append(sentence)
@@ -194,7 +200,7 @@ def _run(given: argparse.Namespace, beam: tuple[str, ...]) -> int:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         stack = Stack(folder / "stack", Ports.free())
-        session = _Session(stack, folder, {"settings": _settings(given.set), "beam_arguments": beam})
+        session = _Session(stack, folder, _settings(given.set), beam)
         try:
             stack.up(rig.PARTS, report=_say)
             for scenario, name in _order(names, planned, runs):

@@ -27,8 +27,8 @@ class Sample(NamedTuple):
 class Figures(msgspec.Struct, frozen=True):
     """The figures of one run. Milliseconds; infinite where so many outputs are missing.
 
-    `offered_per_s` is the load, `sustained_per_s` the outputs read per second in the second half of it. `missing` events of the measured ones
-    had no output, `failed` one without a reply; `repeated` outputs were second ones.
+    `offered_per_s` is the load, `sustained_per_s` the outputs read per second in the second half of it. `missing` events
+    of the measured ones had no output, `failed` one without a reply; `repeated` outputs were second ones.
     `cpu_ms_per_output` is the processor time of everything between the two topics, `cpu_parts` the same for each part.
     """
 

@@ -28,6 +28,8 @@ def cancelled_after(address: str, name: str) -> Iterator[None]:
     finally:
         job = rest.job_named(name)
         if job is not None:
+            if rest.was_restarted(job):
+                print(f"note: the job {name} failed and was restarted by Flink", flush=True)
             _end(rest, job)
 
 
