@@ -1,0 +1,35 @@
+"""What all contestants that are Beam pipelines have in common: the ends, the options, and the submission.
+
+Each is KafkaIO's native source → its own steps → the project's Kafka sink, on the pinned Flink: parallelism 2, checkpoints every
+2 s, one worker process, as `runners/flink.py` sets them. A flag of `Place.beam_arguments` wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from benchmarks.contestants.flink_job import cancelled_after
+from benchmarks.rig import Place
+from runners import flink
+from transforms.kafka import ReadKafka, WriteKafka
+
+Steps = Callable[[beam.PCollection, Place], beam.PCollection]
+"""From `SourceRecord`s to `OutputRecord`s."""
+
+
+@contextlib.contextmanager
+def running(place: Place, steps: Steps) -> Iterator[None]:
+    """Submit the pipeline around `steps`; the body runs while it does."""
+    at = place.stack.endpoints
+    endpoints = flink.FlinkEndpoints(at.job_server, at.workers)
+    arguments = flink.pinned_options([*place.beam_arguments, f"--job_name={place.name}"], endpoints)
+    pipeline = beam.Pipeline(options=PipelineOptions(arguments))
+    records = pipeline | "Read" >> ReadKafka(at.kafka, [place.topic_in], at.expansion, {"group.id": place.name})
+    steps(records, place) | "WriteOut" >> WriteKafka(at.kafka)
+    pipeline.run()
+    with cancelled_after(at.flink, place.name):
+        yield
