@@ -1,7 +1,7 @@
 """The job of `pyflink_async`: a program for PyFlink's own environment, without anything of this project.
 
 Kafka → `AsyncDataStream.unordered_wait` → Kafka in a local cluster inside one JVM, with Python workers beside it. Arguments, as JSON
-in the first word: servers, topic_in, topic_out, url, name, jar, capacity, parallelism, checkpoint_ms, bundle_ms, bundle_size. It prints
+in the first word: servers, topic_in, topic_out, url, name, jar, capacity, parallelism, checkpoint_ms, bundle_ms, bundle_size. Prints
 ``running`` once the job is, and runs until it is ended.
 """
 

@@ -16,7 +16,7 @@ class BelievesMemory(step._Ask):
     def _touch(self, key: bytes, cell: Any, bag: Any) -> Shard:
         shard = _memory.get((self._step, key))
         if shard is None:
-            shard = _memory[self._step, key] = Shard(key, self._calls, self._make_call)
+            shard = _memory[self._step, key] = Shard(key, self._calls, self._make_call, self._instance)
             shard.touch(cell, bag)
         shard._wrote_token = False
         return shard
@@ -33,4 +33,4 @@ class ForgetsState(step._Ask):
     """Trusts that what it has in memory is all there is."""
 
     def _new_shard(self, key: bytes) -> Shard:
-        return _Forgetful(key, self._calls, self._make_call)
+        return _Forgetful(key, self._calls, self._make_call, self._instance)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from transforms.ask.calls import Calls
+from transforms.ask.calls import UNCLAIMED_S, Calls, Homes
 from transforms.ask.shard import COMPACT_AT, Entry, Shard
 from transforms.remote.client import Call, Outcome
 from transforms.remote.fakes import VirtualClock
@@ -249,3 +249,64 @@ def test_nothing_is_lost_whatever_fails(seed: int) -> None:
         emitted += steps[0].bundle(hand_out=True)
     assert sorted(emitted) == sorted(wanted)
     assert store.committed_bag == []
+
+
+def test_an_early_call_is_claimed_by_its_event(step: Step, server: Server) -> None:
+    """A call that was started before its event arrived is found when it does, and its outcome leaves once."""
+    server.calls.start_early(b"s", "a", Call(id="a", messages=(), deadline_ms=10**15))
+    server.finish()
+    assert step.bundle(hand_out=True) == []
+    assert step.bundle(take=["a"], hand_out=True) == ["a"]
+    assert len(server.started) == 1
+    assert step.bundle(hand_out=True) == []
+
+
+def test_an_early_call_that_ends_before_its_event_arrives_wakes_nobody(server: Server) -> None:
+    """An outcome nobody can hand out yet is not ready: a step that listens does not spin on it."""
+    server.calls.start_early(b"s", "a", Call(id="a", messages=(), deadline_ms=10**15))
+    server.finish()
+    assert not server.calls.wait_for_ready(b"s", (), timeout_s=0.0)
+    server.calls.claim(b"s", "a")
+    assert server.calls.wait_for_ready(b"s", (), timeout_s=0.0)
+
+
+def test_a_shard_that_waits_gives_way(server: Server) -> None:
+    """A step that listens for one shard gives way as soon as another of its thread has an outcome, and says it has none itself."""
+    server.calls.start(b"other", "a", Call(id="a", messages=(), deadline_ms=10**15))
+    server.finish()
+    assert not server.calls.wait_for_ready(b"s", (b"other",), timeout_s=float("inf"))
+
+
+def test_an_undone_claim_is_made_again(step: Step, server: Server) -> None:
+    """A bundle that took an event with an early call and failed: the event comes again, and its call is not made twice."""
+    server.calls.start_early(b"s", "a", Call(id="a", messages=(), deadline_ms=10**15))
+    step.bundle(take=["a"], fail=True)
+    server.finish()
+    assert step.bundle(hand_out=True) == []
+    assert step.bundle(take=["a"], hand_out=True) == ["a"]
+    assert len(server.started) == 1
+
+
+def test_one_shard_for_each_instance_is_at_home() -> None:
+    """Records are spread over the instances of this process, by one shard each; without any, none is at home."""
+    homes = Homes()
+    assert homes.pick(0, 0.0) is None
+    for shard in (b"d", b"c", b"b", b"a"):
+        homes.touch(shard, 1 if shard in {b"a", b"b"} else 2)
+    assert {homes.pick(number, 0.0) for number in range(10)} == {b"a", b"c"}
+    homes.leave(1)
+    assert {homes.pick(number, 0.0) for number in range(10)} == {b"c"}
+
+
+def test_a_shard_that_moved_away_is_found_out() -> None:
+    """Early calls whose records do not arrive show that a shard is handled elsewhere; it is at home again when it is touched."""
+    homes = Homes()
+    homes.touch(b"a", 1)
+    homes.started(b"a", "claimed", 0.0)
+    homes.claim(b"a", "claimed")
+    assert homes.pick(0, UNCLAIMED_S + 1.0) == b"a"
+    homes.started(b"a", "lost", 0.0)
+    assert homes.pick(0, UNCLAIMED_S - 1.0) == b"a"
+    assert homes.pick(0, UNCLAIMED_S + 1.0) is None
+    homes.touch(b"a", 1)
+    assert homes.pick(0, UNCLAIMED_S + 1.0) == b"a"

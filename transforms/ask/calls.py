@@ -2,14 +2,20 @@
 
 Beam makes and drops instances of a step as it likes; a call outlives them. It belongs to the process and is found again by
 (step, shard, event). What is here is a cache of the step's state: losing it costs calls, never events.
+
+A call may be started early, by the step that gives a record its shard, before the record has travelled to the step that keeps
+it in state: then the model works while the runner shuffles. That pays only where both steps run in one process, so a shard is
+*at home* here once an instance in this process has touched it, and no longer once a call that was started early is not claimed.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import threading
-from collections.abc import Callable, Coroutine
+import zlib
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -21,6 +27,9 @@ from transforms.remote.settings import ModelSettings
 # How long a client without users is kept. Runners drop the last instance of a step and make another at once
 # (DirectRunner for every bundle, Flink at a restart), and a closed client would cancel calls that are still wanted.
 CLIENT_GRACE_S = 30.0
+
+# How long an early call may wait for its record to arrive, before its shard no longer counts as being at home here.
+UNCLAIMED_S = 5.0
 
 # How long after its event's deadline a call that nobody asked for any more is kept.
 ORPHAN_GRACE_MS = 60_000
@@ -41,14 +50,77 @@ Run = Callable[[Coroutine[Any, Any, Outcome]], Future[Outcome]]
 
 
 class RunningCall:
-    """One call, from its start until the step no longer needs it. `taken`: its outcome was handed out, maybe in vain."""
+    """One call, from its start until the step no longer needs it.
 
-    __slots__ = ("deadline_ms", "future", "taken")
+    `claimed`: its record has arrived at the step. `taken`: its outcome was handed out, maybe in vain.
+    """
+
+    __slots__ = ("claimed", "deadline_ms", "future", "taken")
 
     def __init__(self, future: Future[Outcome], deadline_ms: int) -> None:
         self.future = future
         self.deadline_ms = deadline_ms
+        self.claimed = False
         self.taken = False
+
+
+_instances = itertools.count(1)
+
+
+class Homes:
+    """Which shards are handled in this process, and by which instance of the step; learnt from what comes. Needs a lock outside.
+
+    Times are seconds of a monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self._instance_of: dict[bytes, int] = {}
+        self._unclaimed: dict[bytes, dict[str, float]] = {}
+        self._chosen: tuple[bytes, ...] = ()
+
+    def touch(self, shard: bytes, instance: int) -> bool:
+        """An instance of the step handles this shard now; returns whether it did before."""
+        if self._instance_of.get(shard) == instance:
+            return True
+        self._instance_of[shard] = instance
+        self._choose()
+        return False
+
+    def leave(self, instance: int) -> None:
+        """An instance has gone."""
+        for shard in [shard for shard, at in self._instance_of.items() if at == instance]:
+            self._forget(shard)
+
+    def pick(self, number: int, now_s: float) -> bytes | None:
+        """A shard that is at home here, or None: one for each instance, so that each has one timer to follow."""
+        while self._chosen:
+            shard = self._chosen[number % len(self._chosen)]
+            waiting = self._unclaimed.get(shard)
+            if not waiting or now_s - next(iter(waiting.values())) <= UNCLAIMED_S:
+                return shard
+            self._forget(shard)
+        return None
+
+    def started(self, shard: bytes, key: str, now_s: float) -> None:
+        """A call was started early for this shard."""
+        self._unclaimed.setdefault(shard, {}).setdefault(key, now_s)
+
+    def claim(self, shard: bytes, key: str) -> None:
+        """The record of a call has arrived at the step."""
+        waiting = self._unclaimed.get(shard)
+        if waiting:
+            waiting.pop(key, None)
+
+    def _forget(self, shard: bytes) -> None:
+        self._instance_of.pop(shard, None)
+        self._unclaimed.pop(shard, None)
+        self._choose()
+
+    def _choose(self) -> None:
+        first: dict[int, bytes] = {}
+        for shard, instance in sorted(self._instance_of.items()):
+            first.setdefault(instance, shard)
+        self._chosen = tuple(sorted(first.values()))
 
 
 class Calls:
@@ -60,7 +132,9 @@ class Calls:
         self._caller = caller
         self._lock = threading.Condition()
         self._shards: dict[bytes, dict[str, RunningCall]] = {}
-        self._finished: dict[bytes, dict[str, RunningCall]] = {}
+        # What has an outcome, was claimed and is not taken: what a shard hands out next, in the order of completion.
+        self._ready: dict[bytes, dict[str, RunningCall]] = {}
+        self._homes = Homes()
         self._running = 0
         self._completed = 0
         self._next_sweep_ms = 0
@@ -70,39 +144,103 @@ class Calls:
         """How many calls have no outcome yet."""
         return self._running
 
+    @property
+    def completed(self) -> int:
+        """How many calls were completed since the start."""
+        return self._completed
+
     def find(self, shard: bytes, key: str) -> RunningCall | None:
         """The call of this event, or None where this process knows of none."""
         with self._lock:
             return self._shards.get(shard, {}).get(key)
 
-    def start(self, shard: bytes, key: str, call: Call) -> RunningCall:
-        """Starts the call of an event and returns it at once."""
+    def start(self, shard: bytes, key: str, call: Call, *, claimed: bool = True) -> None:
+        """Starts the call of an event and returns at once."""
         with self._lock:
             self._running += 1
             self._sweep()
         future = self._run(self._caller.call(call))
         running = RunningCall(future, call.deadline_ms)
+        running.claimed = claimed
         with self._lock:
             self._shards.setdefault(shard, {})[key] = running
         future.add_done_callback(lambda _: self._on_completion(shard, key, running))
-        return running
 
-    def finished(self, shard: bytes) -> list[tuple[str, RunningCall]]:
-        """The calls of a shard that have an outcome, in the order they were completed."""
+    def home(self, event_id: str) -> bytes | None:
+        """A shard that is handled in this process, the same for an id as long as none comes or goes; None where none is known."""
         with self._lock:
-            return list(self._finished.get(shard, {}).items())
+            return self._homes.pick(zlib.crc32(event_id.encode()), self.clock.monotonic_s())
+
+    def start_early(self, shard: bytes, key: str, call: Call) -> None:
+        """Starts the call of an event that is on its way to `shard`, unless there is one."""
+        with self._lock:
+            if key in self._shards.get(shard, {}):
+                return
+            self._homes.started(shard, key, self.clock.monotonic_s())
+        self.start(shard, key, call, claimed=False)
+
+    def new_instance(self) -> int:
+        """A number for an instance of the step, its own in this process."""
+        return next(_instances)
+
+    def touch(self, shard: bytes, instance: int) -> bool:
+        """Notes that an instance of the step handles this shard now; returns whether it was the last that did in this process.
+
+        Where it was not, another may have taken outcomes in a bundle that failed.
+        """
+        with self._lock:
+            return self._homes.touch(shard, instance)
+
+    def leave(self, instance: int) -> None:
+        """Notes that an instance is no more."""
+        with self._lock:
+            self._homes.leave(instance)
+
+    def claim(self, shard: bytes, key: str) -> bool:
+        """Notes that an event has arrived at the step; returns whether there is a call for it."""
+        with self._lock:
+            self._homes.claim(shard, key)
+            call = self._shards.get(shard, {}).get(key)
+            if call is not None:
+                self._want(shard, key, call)
+            return call is not None
+
+    def ready(self, shard: bytes) -> list[tuple[str, RunningCall]]:
+        """The calls of a shard that have an outcome which was not taken, in the order they were completed."""
+        with self._lock:
+            return list(self._ready.get(shard, {}).items())
+
+    def take(self, shard: bytes, keys: Iterable[str]) -> None:
+        """Notes that these outcomes are handed out. They stay until they are dropped, and can be claimed again."""
+        with self._lock:
+            ready = self._ready.get(shard, {})
+            for key in keys:
+                call = ready.pop(key, None)
+                if call is not None:
+                    call.taken = True
 
     def drop(self, shard: bytes, key: str) -> None:
         """Forgets a call whose outcome is safe in the runner's hands."""
         with self._lock:
             self._forget(shard, key)
 
-    def drop_taken(self, shard: bytes, wanted: Callable[[str], bool]) -> None:
-        """Forgets the calls of a shard whose outcome was handed out and which its state no longer wants."""
+    def reattach(self, shard: bytes, wanted: Collection[str]) -> list[str]:
+        """Makes the calls of a shard follow its state: returns those of `wanted` that have no call in this process.
+
+        Outcomes that were handed out in vain are ready again; those that state no longer wants are forgotten. A call whose
+        record is not in state stays: it may be on its way.
+        """
         with self._lock:
-            finished = self._finished.get(shard, {})
-            for key in [key for key, call in finished.items() if call.taken and not wanted(key)]:
-                self._forget(shard, key)
+            for key, call in list(self._shards.get(shard, {}).items()):
+                if key in wanted:
+                    self._want(shard, key, call)
+                elif call.taken:
+                    self._forget(shard, key)
+                else:
+                    call.claimed = False
+                    self._ready.get(shard, {}).pop(key, None)
+            known = self._shards.get(shard, {})
+            return [key for key in wanted if key not in known]
 
     def wait_for_completion(self, seen: int, timeout_s: float) -> int:
         """Waits until more than `seen` calls were completed since the start, at most `timeout_s`; returns how many were."""
@@ -110,10 +248,19 @@ class Calls:
             self._lock.wait_for(lambda: self._completed > seen, timeout_s)
             return self._completed
 
-    @property
-    def completed(self) -> int:
-        """How many calls were completed since the start."""
-        return self._completed
+    def wait_for_ready(self, shard: bytes, others: Collection[bytes], timeout_s: float) -> bool:
+        """Waits until an outcome of `shard` is ready, at most `timeout_s`; returns whether one is.
+
+        Gives up earlier where one of `others` is ready: shards that wait for the same thread.
+        """
+        end_s = self.clock.monotonic_s() + timeout_s
+        with self._lock:
+            while not self._ready.get(shard):
+                rest_s = end_s - self.clock.monotonic_s()
+                if rest_s <= 0 or any(self._ready.get(other) for other in others):
+                    return False
+                self._lock.wait(rest_s)
+            return True
 
     async def close(self) -> None:
         """Closes the client."""
@@ -123,13 +270,18 @@ class Calls:
         with self._lock:
             self._running -= 1
             self._completed += 1
-            if self._shards.get(shard, {}).get(key) is call:
-                self._finished.setdefault(shard, {})[key] = call
+            if call.claimed and self._shards.get(shard, {}).get(key) is call:
+                self._ready.setdefault(shard, {})[key] = call
             self._lock.notify_all()
+
+    def _want(self, shard: bytes, key: str, call: RunningCall) -> None:
+        call.claimed, call.taken = True, False
+        if call.future.done():
+            self._ready.setdefault(shard, {})[key] = call
 
     def _forget(self, shard: bytes, key: str) -> None:
         self._shards.get(shard, {}).pop(key, None)
-        self._finished.get(shard, {}).pop(key, None)
+        self._ready.get(shard, {}).pop(key, None)
 
     def _sweep(self) -> None:
         """Forgets the outcomes of shards that moved to another process. Looks every minute at most."""
@@ -137,8 +289,11 @@ class Calls:
         if now_ms < self._next_sweep_ms:
             return
         self._next_sweep_ms = now_ms + ORPHAN_GRACE_MS
-        for shard, finished in self._finished.items():
-            for key in [key for key, call in finished.items() if call.deadline_ms + ORPHAN_GRACE_MS < now_ms]:
+        for shard, calls in self._shards.items():
+            old = [
+                key for key, call in calls.items() if call.deadline_ms + ORPHAN_GRACE_MS < now_ms and call.future.done()
+            ]
+            for key in old:
                 self._forget(shard, key)
 
 

@@ -94,10 +94,11 @@ class MakeCall(Protocol):
 
 
 class Shard:
-    """The memory of one shard in one instance of a step. Call `touch` first in each bundle."""
+    """The memory of one shard in one instance of a step, which has a number in its process. Call `touch` first in each bundle."""
 
-    def __init__(self, key: bytes, calls: Calls, make_call: MakeCall) -> None:
+    def __init__(self, key: bytes, calls: Calls, make_call: MakeCall, instance: int | None = None) -> None:
         self.key = key
+        self._instance = calls.new_instance() if instance is None else instance
         self._calls = calls
         self._make_call = make_call
         self._head = _Head()
@@ -113,7 +114,8 @@ class Shard:
         self._wrote_token = False
         stored = cell.read()
         head = _decode_head(stored) if stored else _Head()
-        if not self._is_new and head.token == self._head.token:
+        was_last = self._calls.touch(self.key, self._instance)
+        if was_last and not self._is_new and head.token == self._head.token:
             for key in self._unconfirmed:
                 self._calls.drop(self.key, key)
             self._unconfirmed.clear()
@@ -148,6 +150,10 @@ class Shard:
             self._head.tick_set, self._head.end_set = tick_set, end_set
             self._write_head(cell)
 
+    def has_call(self, event_id: str) -> bool:
+        """Whether taking this event would find a call that was started for it."""
+        return event_id not in self._entries and self._calls.find(self.key, event_id) is not None
+
     def take(
         self,
         cell: Cell,
@@ -181,22 +187,19 @@ class Shard:
         self._entries[key] = entry
         bag.add(_encode(_Item(entry=entry)))
         self._write_head(cell)
-        if self._calls.find(self.key, key) is None:
+        if not self._calls.claim(self.key, key):
             self._calls.start(self.key, key, make_call(entry))
 
     def hand_out(self, cell: Cell, bag: Bag) -> list[tuple[Entry, Outcome]]:
         """The outcomes that have come in, each removed from the shard's state with this bundle."""
-        out = []
-        for key, call in self._calls.finished(self.key):
-            entry = self._entries.get(key)
-            if entry is not None:
-                call.taken = True
-                out.append((entry, call.future.result()))
-        if out:
+        ready = [(self._entries[key], call) for key, call in self._calls.ready(self.key) if key in self._entries]
+        if ready:
+            entries = [entry for entry, _ in ready]
+            self._calls.take(self.key, [entry.key for entry in entries])
             self._quiet_since_ms = self._calls.clock.now_ms()
-            self._remove([entry for entry, _ in out], cell, bag)
+            self._remove(entries, cell, bag)
         self._call_overdue()
-        return out
+        return [(entry, call.future.result()) for entry, call in ready]
 
     def _call_overdue(self) -> None:
         """Calls again for an event long past its deadline whose call this process forgot.
@@ -230,8 +233,7 @@ class Shard:
         self._done_in_bag = len(done)
         self._unconfirmed.clear()
         self._entries = {entry.key: entry for entry in sorted(entries, key=lambda entry: entry.number)}
-        self._calls.drop_taken(self.key, self._entries.__contains__)
-        lost = [key for key in self._entries if self._calls.find(self.key, key) is None]
+        lost = self._calls.reattach(self.key, self._entries)
         for key in lost:
             entry = self._entries[key]
             entry = self._entries[key] = msgspec.structs.replace(entry, attempts=entry.attempts + 1)

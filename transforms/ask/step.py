@@ -1,9 +1,11 @@
 """`AskModel`: a record goes to a model server and comes back with an answer, while the stream goes on.
 
 An event is kept in keyed state, its call runs on the process's event loop, and its outcome leaves on a timer. Two timers: one in
-processing time, a few milliseconds ahead while anything is under way, and one at the end of the global window, which waits for
-what is still under way when the input ends or the job is drained. With the first alone, everything under way at the end is lost
-and the job still succeeds (docs/adr/0003).
+processing time while anything is under way, whose callback listens for some milliseconds and hands each outcome on as it comes,
+and one at the end of the global window, which waits for what is still under way when the input ends or the job is drained. With
+the first alone, everything under way at the end is lost and the job still succeeds (docs/adr/0003).
+
+A call starts when its event is given a shard, before the runner has moved it to where it is kept (docs/adr/0010).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from transforms.remote.settings import ModelSettings
 
 DEFAULT_SHARDS = 8
 DEFAULT_TICK_MS = 20
+DEFAULT_LISTEN_MS = 50
 DEFAULT_MAX_PENDING = 1_000
 
 ANSWERED = "answered"
@@ -59,8 +62,9 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
 
     `max_pending` bounds the calls without an outcome in one worker process: at it the step takes no further records until one
     is completed. `model.max_in_flight` bounds those on the wire; the others wait in the client. `shards` is fixed for the life
-    of a job (it is in the keys of its state), and should be at least twice its greatest parallelism. `tick_ms` is how often
-    finished calls are looked for while they come in, and a tenth of how rarely while none does.
+    of a job (it is in the keys of its state), and should be at least twice its greatest parallelism. While anything is under way
+    the step listens for outcomes `listen_ms` at a time, each time a bundle, and `tick_ms` after the last, or up to ten times as
+    long while none comes.
 
     At the end of the input the step waits, shard by shard, for what is under way. With `end_slice_s` it waits so many seconds at
     a time, and then gives way to other shards: for DirectRunner, which would otherwise show the first results with the last.
@@ -77,6 +81,7 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
         *,
         shards: int = DEFAULT_SHARDS,
         tick_ms: int = DEFAULT_TICK_MS,
+        listen_ms: int = DEFAULT_LISTEN_MS,
         max_pending: int = DEFAULT_MAX_PENDING,
         end_slice_s: float | None = None,
         make_caller: calls.MakeCaller = calls.make_client,
@@ -85,12 +90,15 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
         shard_of("", shards)
         if tick_ms < 1 or max_pending < 1:
             raise ValueError(f"tick_ms and max_pending must be at least 1, and are {tick_ms} and {max_pending}.")
+        if listen_ms < 0:
+            raise ValueError(f"listen_ms must not be negative, and is {listen_ms}.")
         self._step = uuid.uuid4().hex
         self._model = model
         self._ask = ask
         self._id_of = id_of
         self._shards = shards
         self._tick_ms = tick_ms
+        self._listen_ms = listen_ms
         self._max_pending = max_pending
         self._end_slice_s = end_slice_s
         self._make_caller = make_caller
@@ -102,8 +110,7 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
         sharded = (
             records
             | "IntoGlobalWindow" >> beam.WindowInto(GlobalWindows())
-            | "Shard"
-            >> beam.ParDo(_Shard(self._id_of, self._shards)).with_output_types(beam.typehints.Tuple[bytes, record_type])
+            | "Shard" >> beam.ParDo(self._sharder()).with_output_types(beam.typehints.Tuple[bytes, record_type])
         )
         ask = beam.ParDo(
             _Ask(
@@ -113,6 +120,7 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
                 id_of=self._id_of,
                 coder=coder_of(record_type),
                 tick_ms=self._tick_ms,
+                listen_ms=self._listen_ms,
                 max_pending=self._max_pending,
                 end_slice_s=self._end_slice_s,
                 make_caller=self._make_caller,
@@ -129,16 +137,74 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
             failed = failed | "RestoreWindowsOfFailed" >> beam.WindowInto(windowing)
         return Asked(answered, failed)
 
+    def _sharder(self) -> beam.DoFn:
+        return _Shard(
+            step=self._step,
+            model=self._model,
+            ask=self._ask,
+            id_of=self._id_of,
+            shards=self._shards,
+            max_pending=self._max_pending,
+            make_caller=self._make_caller,
+        )
+
 
 class _Shard(beam.DoFn):  # type: ignore[misc]
-    """Keys each record by its shard."""
+    """Keys each record by its shard, and starts its call where the shard is at home in this process."""
 
-    def __init__(self, id_of: IdOf, shards: int) -> None:
+    def __init__(
+        self,
+        *,
+        step: str,
+        model: ModelSettings,
+        ask: Ask,
+        id_of: IdOf,
+        shards: int,
+        max_pending: int,
+        make_caller: calls.MakeCaller,
+    ) -> None:
+        self._step = step
+        self._model = model
+        self._ask = ask
         self._id_of = id_of
         self._shards = shards
+        self._max_pending = max_pending
+        self._make_caller = make_caller
+
+    def setup(self) -> None:
+        self._calls = calls.acquire(self._step, self._model, self._make_caller)
+
+    def teardown(self) -> None:
+        calls.release(self._step)
 
     def process(self, record: Any) -> Iterator[tuple[bytes, Any]]:
-        yield shard_of(self._id_of(record), self._shards), record
+        event_id = self._id_of(record)
+        shard = self._calls.home(event_id)
+        if shard is None:
+            yield shard_of(event_id, self._shards), record
+            return
+        call = self._call(event_id, record)
+        if call is not None:
+            wait_below(self._calls, self._max_pending)
+            self._calls.start_early(shard, event_id, call)
+        yield shard, record
+
+    def _call(self, event_id: str, record: Any) -> Call | None:
+        try:
+            messages = self._ask(record)
+        except Exception:  # noqa: BLE001 - the step that keeps the record meets it again, and says so
+            return None
+        return Call(id=event_id, messages=messages, deadline_ms=_deadline_ms(self._calls, self._model))
+
+
+def wait_below(running: calls.Calls, most: int) -> None:
+    """Waits until fewer than `most` calls are under way: for a completion, never for an emission, which may need this thread."""
+    while running.running >= most:
+        running.wait_for_completion(running.completed, timeout_s=1.0)
+
+
+def _deadline_ms(running: calls.Calls, model: ModelSettings) -> int:
+    return running.clock.now_ms() + round(model.deadline_s * 1_000)
 
 
 class _Ask(beam.DoFn):  # type: ignore[misc]
@@ -158,6 +224,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         id_of: IdOf,
         coder: coders.Coder,
         tick_ms: int,
+        listen_ms: int,
         max_pending: int,
         end_slice_s: float | None,
         make_caller: calls.MakeCaller,
@@ -168,12 +235,14 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         self._id_of = id_of
         self._coder = coder
         self._tick_us = tick_ms * 1_000
+        self._listen_s = listen_ms / 1_000.0
         self._max_pending = max_pending
         self._end_slice_s = end_slice_s
         self._make_caller = make_caller
 
     def setup(self) -> None:
         self._calls = calls.acquire(self._step, self._model, self._make_caller)
+        self._instance = self._calls.new_instance()
         self._memory: dict[bytes, Shard] = {}
         self._touched: set[bytes] = set()
         self._requests = Metrics.counter(NAMESPACE, "requests")
@@ -181,6 +250,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         self._failures = Metrics.counter(NAMESPACE, "failures")
 
     def teardown(self) -> None:
+        self._calls.leave(self._instance)
         calls.release(self._step)
 
     def start_bundle(self) -> None:
@@ -197,20 +267,22 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
     ) -> Iterator[Any]:
         key, record = element
         event_time = Timestamp.of(timestamp)
+        shard = self._touch(key, cell, bag)
+        event_id = self._id_of(record)
         try:
-            messages = self._ask(record)
+            # The call is under way, as a rule, and nothing need be made.
+            messages = () if shard.has_call(event_id) else self._ask(record)
         except Exception as error:  # noqa: BLE001 - one record that cannot be asked about must not stop the stream
             failure = CallFailure("prompt", f"The messages for this record could not be made: {error!r}.")
             self._failures.inc()
             yield beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, failure), event_time))
             return
-        shard = self._touch(key, cell, bag)
         shard.take(
             cell,
             bag,
-            self._id_of(record),
+            event_id,
             event_time.micros,
-            self._calls.clock.now_ms() + round(self._model.deadline_s * 1_000),
+            _deadline_ms(self._calls, self._model),
             self._coder.encode(record),
             lambda entry: _call(entry, messages),
         )
@@ -229,9 +301,21 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         bag: Any = beam.DoFn.StateParam(BAG),
         tick: Any = beam.DoFn.TimerParam(TICK),
     ) -> Iterator[Any]:
-        """Hands out what has finished, and looks again in a tick while anything is under way."""
+        """Listens, and hands out each outcome as it comes; listens again in a tick while anything is under way.
+
+        What it gives goes on at once, before the bundle ends. While it listens no record can be taken by this thread; their
+        calls are under way all the same. It stops early where another shard of this thread has something to hand out.
+        """
         shard = self._touch(key, cell, bag)
+        clock = self._calls.clock
+        until_s = clock.monotonic_s() + self._listen_s
         yield from self._hand_out(shard, cell, bag)
+        others = [other for other in self._memory if other != key]
+        while shard.pending:
+            rest_s = until_s - clock.monotonic_s()
+            if rest_s <= 0 or not self._calls.wait_for_ready(key, others, rest_s):
+                break
+            yield from self._hand_out(shard, cell, bag)
         if shard.pending:
             self._set_tick(shard, tick)
         shard.mark_timers(cell, tick_set=bool(shard.pending), end_set=shard.end_set)
@@ -274,12 +358,12 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         return shard
 
     def _new_shard(self, key: bytes) -> Shard:
-        return Shard(key, self._calls, self._make_call)
+        return Shard(key, self._calls, self._make_call, self._instance)
 
     def _set_tick(self, shard: Shard, tick: Any) -> None:
         # Each tick is a bundle, with a round trip to the runner. While a slow model gives nothing, ticks a tenth of the wait
-        # apart cost a tenth of the processor and delay a result by a tenth of what it took, by ten ticks at most.
-        delay_us = min(max(self._tick_us, shard.quiet_ms * 100), 10 * self._tick_us)
+        # apart cost little, and delay a result by a tenth of what it took, by ten ticks at most.
+        delay_us = min(max(1_000, shard.quiet_ms * 100), 10 * self._tick_us)
         tick.set(Timestamp(micros=self._calls.clock.now_ms() * 1_000 + delay_us))
 
     def _wait_below_bound(self, shard: Shard, cell: Any, bag: Any) -> Iterator[Any]:
