@@ -242,6 +242,26 @@ def test_a_call_for_which_nobody_waits_is_cancelled() -> None:
     assert (flights.calls, flights.cancelled) == (["a", "c"], 1)
 
 
+def test_who_asks_right_after_a_cancel_gets_a_call_of_its_own() -> None:
+    """A call that is being cancelled takes no new callers, not even in the same turn of the loop."""
+    flights = Flights()
+
+    async def again() -> str:
+        try:
+            return await flights.flight.run(b"k", flights.made("a"))
+        except asyncio.CancelledError:
+            return await flights.flight.run(b"k", flights.made("b"))
+
+    async def main() -> list[asyncio.Task[str]]:
+        task = asyncio.create_task(again())
+        await flights.clock.sleep(0.5)
+        task.cancel()
+        return [task]
+
+    assert flights.outcomes(main) == ["of b"]
+    assert (flights.calls, flights.cancelled, flights.flight.shared) == (["a", "b"], 1, 0)
+
+
 def test_each_caller_keeps_its_own_deadline() -> None:
     """A caller whose deadline passes gets DeadlineExceeded then, whoever made the call; the others their result."""
     flights = Flights()
