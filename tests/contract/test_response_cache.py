@@ -1,0 +1,112 @@
+"""One suite for the response cache in memory and in a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import shutil
+import socket
+import subprocess
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transforms.remote.cache import CacheSettings, ResponseCache, open_cache
+from transforms.remote.clock import Clock, SystemClock
+from transforms.remote.fakes import VirtualClock
+
+
+class Room:
+    """A cache and the time it lives in. `main` is run on it; `clock.sleep` is virtual where the cache is."""
+
+    def __init__(self, settings: CacheSettings, clock: Clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.cache: ResponseCache
+
+    def run(self, main: Coroutine[Any, Any, None]) -> None:
+        async def opened() -> None:
+            self.cache = open_cache(self.settings, self.clock)
+            try:
+                await main
+            finally:
+                await self.cache.close()
+
+        if isinstance(self.clock, VirtualClock):
+            self.clock.run(opened())
+        else:
+            asyncio.run(opened())
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Redis of our own."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not on the PATH")
+    if importlib.util.find_spec("redis") is None:
+        pytest.skip("the package redis is not installed")
+    folder: Path = tmp_path_factory.mktemp("redis")
+    port = free_port()
+    words = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if "ready to accept connections" in line.lower():
+                    break
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def room(request: pytest.FixtureRequest) -> Room:
+    if request.param == "memory":
+        return Room(CacheSettings(ttl_s=0.2), VirtualClock())
+    url = request.getfixturevalue("redis_url")
+    return Room(CacheSettings(backend="redis", url=url, ttl_s=0.2, timeout_ms=2000), SystemClock())
+
+
+def test_what_was_put_is_found_and_nothing_else(room: Room) -> None:
+    """A value of any bytes comes back under its key, the last one put; another key is a miss."""
+
+    async def main() -> None:
+        for value in (b"", b"\x00\xff" * 1000, "Grüße".encode()):
+            await room.cache.put(b"\x00key\xff", value)
+            assert await room.cache.get(b"\x00key\xff") == value
+        assert await room.cache.get(b"other") is None
+
+    room.run(main())
+
+
+def test_what_was_put_lives_for_its_time(room: Room) -> None:
+    """After the time to live a value is gone, and can be put again."""
+
+    async def main() -> None:
+        await room.cache.put(b"short", b"v")
+        assert await room.cache.get(b"short") == b"v"
+        while await room.cache.get(b"short") is not None:
+            await room.clock.sleep(0.02)
+        await room.cache.put(b"short", b"w")
+        assert await room.cache.get(b"short") == b"w"
+
+    room.run(main())
+
+
+def test_many_at_once_get_their_own(room: Room) -> None:
+    """A hundred keys used at the same time do not mix."""
+
+    async def main() -> None:
+        keys = [bytes([number]) for number in range(100)]
+        await asyncio.gather(*(room.cache.put(key, key * 3) for key in keys))
+        assert await asyncio.gather(*(room.cache.get(key) for key in keys)) == [key * 3 for key in keys]
+
+    room.run(main())
