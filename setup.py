@@ -24,6 +24,7 @@ setup(
         "aiohttp==3.14.5",
         "confluent-kafka==2.16.1",
         "msgspec==0.22.0",
+        "numpy==2.4.6",
         "orjson==3.13.0",
         "PyYAML==6.0.3",
         "requests==2.34.2",

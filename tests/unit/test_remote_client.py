@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from transforms.remote.breaker import BreakerSettings
 from transforms.remote.client import Call, Client, Message, Outcome, Reply
 from transforms.remote.fakes import (
     FakeTransport,
@@ -27,10 +28,12 @@ from transforms.remote.fakes import (
     replied,
     unreachable,
 )
+from transforms.remote.pool import PoolSettings
 from transforms.remote.settings import Auth, Endpoint, ModelSettings, RetryPolicy
 from transforms.remote.transport import NotConnected
 
 URL = "http://one/v1"
+NEVER_OPEN = PoolSettings(breaker=BreakerSettings(consecutive=10**9, failure_share=1.0, least_volume=10**9))
 
 
 def settings_of(*urls: str, **over: Any) -> ModelSettings:
@@ -235,7 +238,8 @@ def test_back_offs_are_bounded_by_the_formula() -> None:
     policy = RetryPolicy(max_attempts=10, base_s=0.2, cap_s=3.0)
     pauses = list[list[float]]()
     for seed in range(30):
-        bench = Bench([answered(500)], settings_of(retry=policy), seed)
+        # Without a breaker, which would make them longer.
+        bench = Bench([answered(500)], settings_of(retry=policy, pool=NEVER_OPEN), seed)
         bench.ask()
         at_s = [sent.at_s for sent in bench.transport.sent]
         pauses.append([later - sooner for sooner, later in pairwise(at_s)])
@@ -270,14 +274,78 @@ def test_a_closed_endpoint_leaves_the_others_open() -> None:
     assert all(outcome.reply and outcome.total_ms < 1000 for outcome in outcomes)
 
 
-def test_attempts_take_turns_over_the_endpoints() -> None:
-    """First attempts are spread evenly, and a repeat goes to the next endpoint."""
+def test_a_repeat_goes_to_another_endpoint() -> None:
+    """Attempts of one call alternate where there are two endpoints."""
     bench = Bench([answered(500)], settings_of("http://a", "http://b", retry=RetryPolicy(max_attempts=4)))
     bench.ask()
-    assert [sent.url[7] for sent in bench.transport.sent] == ["a", "b", "a", "b"]
-    bench = Bench([replied()], settings_of("http://a", "http://b"))
-    bench.ask_all([bench.call(str(number)) for number in range(10)])
-    assert sorted(sent.url[7] for sent in bench.transport.sent) == ["a"] * 5 + ["b"] * 5
+    urls = [sent.url[7] for sent in bench.transport.sent]
+    assert urls in (["a", "b", "a", "b"], ["b", "a", "b", "a"])
+
+
+def test_endpoints_share_the_calls_by_weight() -> None:
+    """Equal endpoints get equal shares; one of twice the weight gets twice as much."""
+    for weight, wanted in ((1.0, 0.5), (2.0, 2 / 3)):
+        endpoints = (Endpoint("http://a"), Endpoint("http://b", weight=weight))
+        settings = ModelSettings(role="answer", endpoints=endpoints, model="m", max_in_flight=30)
+        bench = Bench([replied(after_s=0.2)], settings)
+        bench.ask_all([bench.call(str(number)) for number in range(2_000)])
+        share = sum(sent.url.startswith("http://b") for sent in bench.transport.sent) / 2_000
+        assert share == pytest.approx(wanted, rel=0.1)
+
+
+def outage(settings: ModelSettings) -> tuple[list[Outcome], float]:
+    """200 events/s for 40 s; the server fails from second 5 to 25. The outcomes, and the requests per event."""
+    count = 8_000
+
+    def script(sent: Sent) -> Scripted:
+        return answered(500, after_s=0.01) if 5.0 <= sent.at_s < 25.0 else replied(after_s=0.2)
+
+    bench = Bench(script, settings)
+
+    async def one(number: int) -> Outcome:
+        await bench.clock.sleep(number / 200)
+        return await bench.client.call(bench.call(str(number)))
+
+    async def main() -> list[Outcome]:
+        return await asyncio.gather(*(one(number) for number in range(count)))
+
+    outcomes = bench.clock.run(main())
+    return outcomes, len(bench.transport.sent) / count
+
+
+def test_an_outage_costs_few_attempts_and_no_event() -> None:
+    """While a server fails, events wait: at most 1.1 requests per event in all, and every event is answered after it."""
+    outcomes, requests = outage(settings_of(max_in_flight=200))
+    assert all(outcome.reply is not None for outcome in outcomes)
+    assert requests <= 1.1
+
+
+def test_without_a_breaker_an_outage_is_a_storm() -> None:
+    """The sibling: with retries alone the same outage costs more than that, and events."""
+    outcomes, requests = outage(settings_of(max_in_flight=200, pool=NEVER_OPEN))
+    assert requests > 1.1
+    assert not all(outcome.reply is not None for outcome in outcomes)
+
+
+def test_a_bad_endpoint_is_left() -> None:
+    """Of two endpoints one fails: within its first failures the traffic is on the other, and no event is lost."""
+
+    def script(sent: Sent) -> Scripted:
+        return answered(500, after_s=0.01) if sent.url.startswith("http://a") else replied(after_s=0.05)
+
+    bench = Bench(script, settings_of("http://a", "http://b", max_in_flight=20))
+    outcomes = bench.ask_all([bench.call(str(number)) for number in range(3_000)])
+    assert all(outcome.reply is not None for outcome in outcomes)
+    assert sum(sent.url.startswith("http://a") for sent in bench.transport.sent) <= 0.05 * 3_000
+
+
+def test_a_time_out_cut_by_the_deadline_says_nothing_of_the_endpoint() -> None:
+    """Events with little time left do not make a healthy endpoint look bad: its breaker stays closed."""
+    bench = Bench([replied(after_s=5.0)], settings_of(timeout_s=30.0))
+    outcomes = bench.ask_all([bench.call(str(number), deadline_s=1.0) for number in range(30)])
+    assert {outcome.error_type for outcome in outcomes} == {"deadline"}
+    assert bench.ask().reply is not None
+    assert bench.clock.monotonic_s() == pytest.approx(6.0, abs=0.1)
 
 
 WAITS: dict[str, list[Scripted]] = {

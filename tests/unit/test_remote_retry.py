@@ -8,7 +8,6 @@ import random
 import pytest
 
 from transforms.errors import Refused, ServerFailed, Throttled
-from transforms.remote.gate import EndpointGate
 from transforms.remote.retry import classify, error_of, full_jitter, parse_retry_after
 
 NOW_MS = 1_750_000_000_000
@@ -103,11 +102,3 @@ def test_back_off_is_full_jitter(retry: int) -> None:
     assert full_jitter(retry, 0.2, 10.0, 0.5) == pytest.approx(bound / 2)
     chance = random.Random(retry)
     assert all(0.0 <= full_jitter(retry, 0.2, 10.0, chance.random()) < bound for _ in range(200))
-
-
-def test_a_gate_is_closed_by_its_longest_window() -> None:
-    """A shorter window does not open a gate that a longer one has closed."""
-    gate = EndpointGate("http://a")
-    gate.close_until(10.0)
-    gate.close_until(5.0)
-    assert (gate.wait_s(4.0), gate.wait_s(10.0), gate.wait_s(11.0)) == (6.0, 0.0, 0.0)

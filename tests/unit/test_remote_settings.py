@@ -85,9 +85,9 @@ GOOD = "endpoints: [http://a/v1], model: m"
         ("models: {answer: {endpoints: [{ulr: http://a}], model: m}}", "endpoints[0].ulr", "did you mean url?"),
         ("models: {answer: {endpoints: ['http://a?key=1'], model: m}}", "models.answer.endpoints[0]", "auth"),
         (
-            "models: {answer: {endpoints: [{url: http://a, weight: 2}, http://b], model: m}}",
+            "models: {answer: {endpoints: [{url: http://a, region: eu}, http://b], model: m, regions: [eu]}}",
             "models.answer",
-            "not supported yet",
+            "regions",
         ),
         (f"models: {{answer: {{{GOOD}, time_out_s: 3}}}}", "models.answer.time_out_s", "did you mean timeout_s?"),
         (

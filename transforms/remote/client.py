@@ -1,12 +1,12 @@
 """The client: one call in, exactly one outcome out.
 
 Here is the only retry loop of the project, and the only place that counts attempts. For each attempt a call takes a
-permit (`limiter`), waits while every endpoint has asked to be left alone (`gate`), sends (`transport`), reads
+permit (`limiter`), takes an endpoint, waiting while none may be sent to (`pool`), sends (`transport`), reads
 (`openai_chat`), and where that failed for a passing reason gives the permit back and waits (`retry`). The event's
-deadline covers all of it.
+deadline covers all of it. A repeat goes to another endpoint than the attempt before where there is one.
 
-A permit is kept while all gates are closed: nothing could be sent then anyway, and the order of asking is kept. It
-is given back before a back-off.
+A permit is kept while no endpoint may be sent to: nothing could be sent then anyway, and the order of asking is kept.
+It is given back before a back-off.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from urllib.parse import quote
 
 import msgspec
 
-from transforms.errors import CallError, DeadlineExceeded, Refused, Transient
+from transforms.errors import CallError, DeadlineExceeded, Refused, TimedOut, Transient
 from transforms.remote.clock import Clock, SystemClock
-from transforms.remote.gate import EndpointGate
 from transforms.remote.limiter import InFlightLimit
 from transforms.remote.openai_chat import PATH, Message, Reply, parse_reply, request_body
+from transforms.remote.outliers import Kind
+from transforms.remote.pool import EndpointState, Pool
 from transforms.remote.retry import error_of, full_jitter
 from transforms.remote.settings import ModelSettings
 from transforms.remote.transport import AiohttpTransport, NotConnected, Transport
@@ -31,6 +32,9 @@ __all__ = ["Call", "Client", "Message", "Outcome", "Reply"]
 
 _VISIBLE = re.compile(r"[!-$&-~]+", re.ASCII)
 _OVER_S = 0.001
+_LEAST_WAIT_S = 0.001
+_OK: Kind = "ok"
+_CANCELLED: Kind = "cancelled"
 _EXCERPT = 200
 _LONGEST_MESSAGE = 1000
 
@@ -87,9 +91,8 @@ class Client:
             transport = self._own = AiohttpTransport()
         self._transport = transport
         self._limit = InFlightLimit(settings.max_in_flight)
-        self._gates = tuple(EndpointGate(endpoint.url) for endpoint in settings.endpoints)
+        self._pool = Pool(settings.endpoints, settings.pool)
         self._urls = {endpoint.url: endpoint.to(PATH) for endpoint in settings.endpoints}
-        self._turn = 0
         self._secret = settings.auth.read_secret() if settings.auth else None
         self._headers = {"Content-Type": "application/json"}
         if settings.auth and self._secret:
@@ -116,8 +119,7 @@ class Client:
         ones are lost, and a dead letter is no substitute for an answer that is possible.
         """
         began_s = self._clock.monotonic_s()
-        course = _Course(call, began_s + (call.deadline_ms - self._clock.now_ms()) / 1000.0, self._turn)
-        self._turn += 1
+        course = _Course(call, began_s + (call.deadline_ms - self._clock.now_ms()) / 1000.0)
         try:
             reply = await self._until_reply(course)
         except CallError as error:
@@ -151,49 +153,67 @@ class Client:
         except TimeoutError:
             raise course.exceeded(f"while all {self._limit.most} permits for calls in flight were taken") from None
         try:
-            gate = await self._open_gate(course)
-            return await self._exchange(course, request, gate)
+            endpoint = await self._endpoint(course)
+            return await self._exchange(course, request, endpoint)
         finally:
             self._limit.release()
 
-    async def _open_gate(self, course: _Course) -> EndpointGate:
-        """The endpoint whose turn it is among those that may be sent to; waits while there is none."""
-        count = len(self._gates)
+    async def _endpoint(self, course: _Course) -> EndpointState:
+        """An endpoint that may be sent to, another than the last where there is one; waits while there is none."""
         while True:
             now_s = self._clock.monotonic_s()
-            shortest_s = float("inf")
-            for step in range(count):
-                gate = self._gates[(course.turn + step) % count]
-                wait_s = gate.wait_s(now_s)
-                if wait_s <= 0.0:
-                    course.turn += step + 1
-                    return gate
-                shortest_s = min(shortest_s, wait_s)
-            rest_s = self._rest_s(course, "while the server asked to be left alone")
-            await self._clock.sleep(min(shortest_s, rest_s))
+            endpoint = self._choose(now_s, course.endpoint)
+            if endpoint is not None:
+                return endpoint
+            rest_s = self._rest_s(course, "while no endpoint could be sent to")
+            await self._clock.sleep(min(max(self._pool.wait_s(now_s), _LEAST_WAIT_S), rest_s))
 
-    async def _exchange(self, course: _Course, request: _Request, gate: EndpointGate) -> Reply:
-        """Send the request and read the answer."""
-        timeout_s = min(self.settings.timeout_s, self._rest_s(course, "before it was sent"))
-        course.endpoint = gate.url
+    def _choose(self, now_s: float, last: str | None) -> EndpointState | None:
+        chances = self._clock.random(), self._clock.random()
+        if last is not None and len(self._pool.endpoints) > 1:
+            other = self._pool.choose(now_s, *chances, exclude={last})
+            if other is not None:
+                return other
+        return self._pool.choose(now_s, *chances)
+
+    async def _exchange(self, course: _Course, request: _Request, endpoint: EndpointState) -> Reply:
+        """Send the request and read the answer. Tells the endpoint what became of it, whatever that is."""
+        rest_s = self._rest_s(course, "before it was sent")
+        course.endpoint = endpoint.url
         course.attempts += 1
         began_s = self._clock.monotonic_s()
+        ticket, kind = endpoint.on_start(began_s), _CANCELLED
+        try:
+            reply = await self._post(course, request, endpoint, min(self.settings.timeout_s, rest_s))
+        except CallError as error:
+            # A time-out that the event's deadline cut short says nothing of the endpoint.
+            kind = _CANCELLED if isinstance(error, TimedOut) and rest_s < self.settings.timeout_s else _kind(error)
+            raise
+        else:
+            kind = _OK
+            return reply
+        finally:
+            now_s = self._clock.monotonic_s()
+            endpoint.on_end(now_s, kind, now_s - began_s, ticket)
+
+    async def _post(self, course: _Course, request: _Request, endpoint: EndpointState, timeout_s: float) -> Reply:
+        began_s = self._clock.monotonic_s()
         status, headers, body = await self._transport.post(
-            self._urls[gate.url], request.body, request.headers, timeout_s
+            self._urls[endpoint.url], request.body, request.headers, timeout_s
         )
         if 200 <= status < 300:
             reply = parse_reply(body)
             course.model_ms = (self._clock.monotonic_s() - began_s) * 1000.0
             return reply
-        raise self._refusal(gate, status, headers, body)
+        raise self._refusal(endpoint, status, headers, body)
 
-    def _refusal(self, gate: EndpointGate, status: int, headers: Mapping[str, str], body: bytes) -> CallError:
-        """The error of an answer that is not of the 2xx kind. Closes the endpoint's gate where the server asks so."""
+    def _refusal(self, endpoint: EndpointState, status: int, headers: Mapping[str, str], body: bytes) -> CallError:
+        """The error of an answer that is not of the 2xx kind. Leaves the endpoint alone where the server asks so."""
         text = self._without_secret(body.decode("utf-8", "replace")).strip()[:_EXCERPT]
-        sentence = f"{gate.url} answered {status}" + (f": {text}" if text else "") + "."
+        sentence = f"{endpoint.url} answered {status}" + (f": {text}" if text else "") + "."
         error = error_of(status, headers, sentence, self._clock.now_ms())
         if isinstance(error, Transient) and error.retry_after_s:
-            gate.close_until(self._clock.monotonic_s() + error.retry_after_s)
+            endpoint.close_until(self._clock.monotonic_s() + error.retry_after_s)
         return error or CallError(sentence)
 
     async def _back_off(self, course: _Course) -> None:
@@ -262,12 +282,11 @@ class _Course:
     `deadline_s` is in seconds of the monotonic clock, so that a jump of the wall clock neither stretches nor cuts it.
     """
 
-    __slots__ = ("attempts", "call", "counted", "deadline_s", "endpoint", "failures", "last_error", "model_ms", "turn")
+    __slots__ = ("attempts", "call", "counted", "deadline_s", "endpoint", "failures", "last_error", "model_ms")
 
-    def __init__(self, call: Call, deadline_s: float, turn: int) -> None:
+    def __init__(self, call: Call, deadline_s: float) -> None:
         self.call = call
         self.deadline_s = deadline_s
-        self.turn = turn
         self.attempts = call.attempts
         self.failures = 0
         self.counted = False
@@ -292,6 +311,12 @@ class _Course:
         last = self.last_error
         cause = f"the last error was {last.kind}: {last}" if last else "no attempt failed before."
         return DeadlineExceeded(f"{sentence}, after {number}; {cause}")
+
+
+def _kind(error: CallError) -> Kind:
+    """What an endpoint is told about a failed attempt. A connection of a call that is refused is as healthy as any."""
+    known: tuple[Kind, ...] = ("throttled", "server-error", "timeout", "unreachable", "broken-reply", "refused")
+    return next((kind for kind in known if kind == error.kind), _CANCELLED)
 
 
 def _visible(text: str) -> str:

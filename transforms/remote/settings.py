@@ -19,6 +19,7 @@ import yaml
 
 from transforms.errors import SettingsError
 from transforms.remote.openai_chat import RESERVED_PARAMS
+from transforms.remote.pool import Pool, PoolSettings
 
 ROLES = ("answer", "sentiment", "score")
 """The roles a model can have in the cases that ship."""
@@ -48,7 +49,7 @@ def _positive(name: str, value: float) -> None:
 class Endpoint(msgspec.Struct, frozen=True):
     """One base URL of a model server, ``/v1`` included for OpenAI's; a slash at its end makes no difference.
 
-    `weight` must be the same for all endpoints of a model in this version (they take turns); `region` is a label.
+    `weight` is its share of the requests beside others; `region` a name, see `PoolSettings.regions`.
     """
 
     url: str
@@ -161,6 +162,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float = 120.0
     max_in_flight: int = 64
     retry: RetryPolicy = RetryPolicy()
+    pool: PoolSettings = PoolSettings()
     auth: Auth | None = None
     params: Mapping[str, Any] = {}
 
@@ -169,8 +171,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
         _known_protocol(self.protocol)
         if not self.endpoints:
             raise SettingsError("endpoints is empty; name at least one base URL.")
-        if len({endpoint.weight for endpoint in self.endpoints}) > 1:
-            raise SettingsError("endpoints of different weight are not supported yet; leave weight out.")
+        Pool(self.endpoints, self.pool)
         if not self.model:
             raise SettingsError("model is empty; name the model as its server does.")
         _positive("timeout_s", self.timeout_s)
@@ -205,6 +206,7 @@ class _ModelKeys(msgspec.Struct, frozen=True):
     limits: Any = None
     retry: Any = None
     auth: Any = None
+    regions: tuple[str, ...] = ()
     params: dict[str, Any] = {}
 
 
@@ -323,6 +325,7 @@ def _model(role: str, value: object, place: _Place) -> ModelSettings:
             deadline_s=keys.deadline_s,
             max_in_flight=limits.max_in_flight,
             retry=retry,
+            pool=PoolSettings(regions=keys.regions),
             auth=auth,
             params=keys.params,
         )
