@@ -94,7 +94,7 @@ class Wrapped:
 
     def running(self, place: Place) -> contextlib.AbstractContextManager[None]:
         """Submit, and cancel after the body."""
-        quiet = (*place.beam_arguments, "--default_sdk_harness_log_level=WARNING")
+        quiet = (*place.beam_arguments, "--default_sdk_harness_log_level=WARN")
         return beam_job.running(msgspec.structs.replace(place, beam_arguments=quiet), steps)
 
 
