@@ -1,8 +1,8 @@
 """What is made of a run: percentiles of latency, counts, rates. Pure functions.
 
 Latency is from the moment an event *should* have been sent to the moment its output was read, so that neither a slow sender nor a
-slow contestant hides its own delay (Gil Tene's "coordinated omission"). An event without an output has a latency without
-end: it counts in every percentile.
+slow contestant hides its own delay (Gil Tene's "coordinated omission"). An event without a reply, be it
+that no output came or one that carries an error, has a latency without end: it counts in every percentile. A refusal is no fast reply.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 class Figures(msgspec.Struct, frozen=True):
     """The figures of one run. Milliseconds; infinite where so many outputs are missing.
 
-    `offered_per_s` is the load, `sustained_per_s` the outputs read per second in the second half of it. `missing` events
+    `offered_per_s` is the load, `sustained_per_s` the replies read per second in the second half of it. `missing` events
     of the measured ones had no output, `failed` one without a reply; `repeated` outputs were second ones.
     `cpu_ms_per_output` is the processor time of everything between the two topics, `cpu_parts` the same for each part.
     """
@@ -87,31 +87,32 @@ class Window(NamedTuple):
 
 
 def latencies_ms(first: Mapping[int, Sample], numbers: Iterable[int]) -> list[float]:
-    """The known latencies of the events with these numbers, sorted."""
-    known = (first[number] for number in numbers if number in first)
+    """The latencies of those of the events with these numbers that have a reply, sorted."""
+    known = (first[number] for number in numbers if number in first and first[number].good)
     return sorted((sample.seen_us - sample.due_us) / 1_000.0 for sample in known)
 
 
 def figures(
     contestant: str, scenario: str, offered_per_s: float, samples: Iterable[Sample], window: Window, **more: Any
 ) -> Figures:
-    """The figures of one run. Only events of the window have latencies; every output read in its second half counts for the rate."""
+    """The figures of one run. Only events of the window have latencies; every reply read in its second half counts for the rate."""
     first, repeated = first_of_each(samples)
     seconds = (window.ended_us - window.began_us) / 1e6
     events = window.end - window.first
+    outputs = sum(1 for number in range(window.first, window.end) if number in first)
     known = latencies_ms(first, range(window.first, window.end))
     # The second half: what piled up while the contestant was cold is worked off in the first.
     half_us = (window.began_us + window.ended_us) // 2
-    in_half = sum(1 for sample in first.values() if half_us <= sample.seen_us < window.ended_us)
+    in_half = sum(1 for sample in first.values() if sample.good and half_us <= sample.seen_us < window.ended_us)
     return Figures(
         contestant=contestant,
         scenario=scenario,
         offered_per_s=offered_per_s,
         seconds=seconds,
         events=events,
-        outputs=len(known),
-        missing=events - len(known),
-        failed=sum(1 for number in range(window.first, window.end) if number in first and not first[number].good),
+        outputs=outputs,
+        missing=events - outputs,
+        failed=outputs - len(known),
         repeated=repeated,
         sustained_per_s=in_half / (seconds / 2.0) if seconds > 0 else math.nan,
         p50_ms=percentile(known, 0.50, events),

@@ -183,7 +183,8 @@ shared by Kafka, Flink, the contestant, the model server and the load: read rati
 Every contestant reads one topic and writes another, on the same Kafka and (but for PyFlink) the same Flink, parallelism 2, checkpoints
 every 2 s. The model server takes a log-normal time, median 0.2 s, σ 0.6, which is a function of the event's id: all contestants meet
 the same latencies. The load is open-loop, and latency counts from the moment an event should have been sent; events that had no
-output count as infinitely late ("grows"). The floor is the same load straight to the model server, without Kafka and Flink.
+reply count as infinitely late ("grows"). The sustained rate is that of replies. The floor does not try again: under a quota or an
+outage it says what is lost without. The floor is the same load straight to the model server, without Kafka and Flink.
 "Added" is over the floor. CPU is that of all processes between the model server and the load, Kafka included.
 
 {failures}## Ours against each

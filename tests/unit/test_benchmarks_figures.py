@@ -76,6 +76,23 @@ def test_outputs_without_a_reply_are_failures() -> None:
     assert (made(failed).failed, made(failed).missing) == (50, 0)
 
 
+def test_refusals_are_neither_fast_replies_nor_throughput() -> None:
+    """A contestant that refuses three quarters at once has no median, and a quarter of the rate."""
+    refused = [
+        Sample(number, due, seen if number % 4 == 0 else due + 1_000, int(number % 4 == 0))
+        for number, due, seen, _ in samples()
+    ]
+    run = made(refused)
+    assert math.isinf(run.p50_ms)
+    assert run.sustained_per_s == pytest.approx(25.0, abs=2.0)
+
+
+def test_with_refusals_taken_for_replies_the_same_run_looks_fast() -> None:
+    """The sibling: where every output counts as a reply, the median is a millisecond."""
+    taken = [Sample(number, due, seen if number % 4 == 0 else due + 1_000, 1) for number, due, seen, _ in samples()]
+    assert made(taken).p50_ms == 1.0
+
+
 def test_the_summary_is_the_median_and_tells_the_spread() -> None:
     """Three runs give their median and their extremes."""
     summary = summarize([made(samples(latency)) for latency in (300.0, 100.0, 200.0)])
