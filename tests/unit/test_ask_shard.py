@@ -214,6 +214,21 @@ def test_an_id_that_comes_back_is_a_new_event(step: Step, server: Server) -> Non
     assert len(server.started) == 2
 
 
+def test_an_id_that_comes_back_within_the_bundle_is_a_new_event(step: Step, server: Server) -> None:
+    """An id that comes again in the very bundle that handed out its outcome is asked about again, and leaves."""
+    step.bundle(take=["a"])
+    server.finish()
+    cell, bag = step.store.cell, step.store.bag
+    step.shard.touch(cell, bag)
+    assert [entry.id for entry, _ in step.shard.hand_out(cell, bag)] == ["a"]
+    step.shard.take(cell, bag, "a", 0, 10**15, b"again", make_call)
+    step.store.commit()
+    assert step.bundle(hand_out=True) == []
+    server.finish()
+    assert step.bundle(hand_out=True) == ["a"]
+    assert len(server.started) == 2
+
+
 def test_the_bag_is_compacted(step: Step, server: Server) -> None:
     """The bag stays about as large as what is under way, however many events passed."""
     step.bundle(take=["stays"])

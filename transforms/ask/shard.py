@@ -104,7 +104,7 @@ class Shard:
         self._head = _Head()
         self._entries: dict[str, Entry] = {}
         self._done_in_bag = 0
-        self._unconfirmed: list[str] = []
+        self._unconfirmed: set[str] = set()
         self._is_new = True
         self._wrote_token = False
         self._quiet_since_ms = calls.clock.now_ms()
@@ -152,7 +152,11 @@ class Shard:
 
     def has_call(self, event_id: str) -> bool:
         """Whether taking this event would find a call that was started for it."""
-        return event_id not in self._entries and self._calls.find(self.key, event_id) is not None
+        return not self._is_used(event_id) and self._calls.find(self.key, event_id) is not None
+
+    def _is_used(self, key: str) -> bool:
+        # A call whose outcome was handed out is dropped once that is confirmed: it must not serve another event meanwhile.
+        return key in self._entries or key in self._unconfirmed
 
     def take(
         self,
@@ -169,7 +173,7 @@ class Shard:
         `make_call` is used this once; a call that must be made again comes from the shard's own.
         """
         key, occurrence = event_id, 1
-        while key in self._entries:
+        while self._is_used(key):
             key, occurrence = f"{event_id}\x00{occurrence}", occurrence + 1
         entry = Entry(
             number=self._head.next_number,
@@ -217,7 +221,7 @@ class Shard:
     def _remove(self, entries: list[Entry], cell: Cell, bag: Bag) -> None:
         for entry in entries:
             del self._entries[entry.key]
-            self._unconfirmed.append(entry.key)
+            self._unconfirmed.add(entry.key)
         self._done_in_bag += len(entries)
         if not self._entries or self._done_in_bag >= max(COMPACT_AT, len(self._entries)):
             self._write_bag(bag)

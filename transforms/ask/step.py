@@ -23,7 +23,7 @@ from apache_beam.transforms.window import GlobalWindow, GlobalWindows, Timestamp
 from apache_beam.utils.timestamp import Timestamp
 
 from transforms.ask import calls
-from transforms.ask.shard import Entry, Shard
+from transforms.ask.shard import Entry, MakeCall, Shard
 from transforms.ask.shards import shard_of
 from transforms.coders import coder_of
 from transforms.metrics import NAMESPACE
@@ -63,8 +63,8 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
     `max_pending` bounds the calls without an outcome in one worker process: at it the step takes no further records until one
     is completed. `model.max_in_flight` bounds those on the wire; the others wait in the client. `shards` is fixed for the life
     of a job (it is in the keys of its state), and should be at least twice its greatest parallelism. While anything is under way
-    the step listens for outcomes `listen_ms` at a time, each time a bundle, and `tick_ms` after the last, or up to ten times as
-    long while none comes.
+    the step listens for outcomes `listen_ms` at a time, each time a bundle; again at once while they come, and after a tenth of the
+    wait, ten times `tick_ms` at most, while none does.
 
     At the end of the input the step waits, shard by shard, for what is under way. With `end_slice_s` it waits so many seconds at
     a time, and then gives way to other shards: for DirectRunner, which would otherwise show the first results with the last.
@@ -270,8 +270,8 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         shard = self._touch(key, cell, bag)
         event_id = self._id_of(record)
         try:
-            # The call is under way, as a rule, and nothing need be made.
-            messages = () if shard.has_call(event_id) else self._ask(record)
+            # The call is under way, as a rule, and no question need be made.
+            make_call = self._make_call if shard.has_call(event_id) else _asking(self._ask(record))
         except Exception as error:  # noqa: BLE001 - one record that cannot be asked about must not stop the stream
             failure = CallFailure("prompt", f"The messages for this record could not be made: {error!r}.")
             self._failures.inc()
@@ -284,7 +284,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
             event_time.micros,
             _deadline_ms(self._calls, self._model),
             self._coder.encode(record),
-            lambda entry: _call(entry, messages),
+            make_call,
         )
         if not shard.end_set:
             end.set(GlobalWindow().max_timestamp())
@@ -403,6 +403,10 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
 
     def _make_call(self, entry: Entry) -> Call:
         return _call(entry, self._ask(self._coder.decode(entry.payload)))
+
+
+def _asking(messages: tuple[Message, ...]) -> MakeCall:
+    return lambda entry: _call(entry, messages)
 
 
 def _call(entry: Entry, messages: tuple[Message, ...]) -> Call:
