@@ -21,6 +21,8 @@ from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from runners.runner import Runner
 from transforms.ask.shards import MAX_PARALLELISM
 from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS
+from transforms.enrich.database import DatabaseSettings
+from transforms.enrich.lookups import LookupSettings
 from transforms.errors import SettingsError
 from transforms.remote.settings import ModelSettings, read_models
 from transforms.repeats import DEFAULT_MEMORY_S
@@ -88,6 +90,17 @@ def parser() -> argparse.ArgumentParser:
         help="YAML: consumer and producer settings by Kafka's names, under common, consumer, producer",
     )
     add("--topics", metavar="FILE", help="YAML: output topics renamed, 'name: new name'")
+    add(
+        "--orders",
+        metavar="URL",
+        help="the database of orders: sqlite:///PATH or postgresql://USER:${env:NAME}@HOST/DB (for the samples: their own)",
+    )
+    add(
+        "--orders_on_failure",
+        default="go-on",
+        choices=("go-on", "dead-letter"),
+        help="what becomes of an event whose orders cannot be looked up (default: go-on, and flag it)",
+    )
     add("--models", metavar="FILE", help="YAML: which model servers (default: the embedded model is started)")
     add("--follow", action="store_true", help="keep running after the samples, for events you produce yourself")
     add(
@@ -148,6 +161,8 @@ def read(arguments: Sequence[str]) -> Settings:
         max_pending=int(_at_least("--max_pending", own.max_pending, 1)),
         beam_arguments=tuple(beam_arguments),
         log_level=own.log_level,
+        orders=_orders(own.orders),
+        lookups=LookupSettings(on_failure=own.orders_on_failure),
     )
     _check_together(settings, runner)
     return settings
@@ -281,6 +296,16 @@ def _check_readable(flag: str, path: str) -> None:
         raise SettingsError(f"{flag}={path}: cannot be read: {error.strerror}.") from None
 
 
+def _orders(url: str | None) -> DatabaseSettings | None:
+    if url is None:
+        return None
+    try:
+        return DatabaseSettings(url)
+    except SettingsError as error:
+        # The URL may hold a password, and is not repeated.
+        raise SettingsError(f"--orders: {error}") from None
+
+
 def _models(path: str | None) -> Mapping[str, ModelSettings] | None:
     if path == "":
         raise SettingsError("--models=: names no file.")
@@ -332,7 +357,7 @@ def _topics(path: str | None, case: str) -> dict[str, str]:
     if path is None:
         return {}
     found = case_named(case)
-    known = (*found.output_topics, found.dead_letter_topic)
+    known = found.all_topics
     names = _yaml("--topics", path)
     for old, new in names.items():
         if old not in known:

@@ -27,7 +27,7 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from hashlib import blake2b
 from math import exp
 from statistics import NormalDist
@@ -125,9 +125,18 @@ class _ChatMessage(msgspec.Struct):
     content: str
 
 
+class _JsonSchema(msgspec.Struct):
+    schema: dict[str, Any] = {}
+
+
+class _ResponseFormat(msgspec.Struct):
+    json_schema: _JsonSchema | None = None
+
+
 class _ChatRequest(msgspec.Struct):
     model: str
     messages: list[_ChatMessage]
+    response_format: _ResponseFormat | None = None
 
 
 _requests = msgspec.json.Decoder(_ChatRequest)
@@ -137,6 +146,23 @@ _faults = msgspec.json.Decoder(tuple[Fault, ...])
 def reply_text(message: str) -> str:
     """Return the double's reply to a user message: a pure function of it."""
     return f"Reply {blake2b(message.encode(), digest_size=4).hexdigest()} to: {message[:80]}"
+
+
+def conforming(schema: Mapping[str, Any], text: str) -> Any:
+    """Return a value that keeps to a JSON schema of plain words, as a server that obeys schemas gives.
+
+    Strings are `text`, numbers the greatest allowed (else 1), arrays empty, truth values false, and of an ``enum`` the first.
+    """
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type")
+    if kind == "object":
+        return {name: conforming(below, text) for name, below in schema.get("properties", {}).items()}
+    if kind == "string":
+        return "en" if "pattern" in schema else text[: schema.get("maxLength")]
+    if kind in ("number", "integer"):
+        return schema.get("maximum", 1)
+    return {"array": [], "boolean": False}.get(str(kind))
 
 
 def latency_s(seed: int, key: str, median_ms: float, sigma: float) -> float:
@@ -154,7 +180,8 @@ class ModelDouble:
     """A model server in a thread of this process, from ``with`` to its end. All of it may be used from any thread.
 
     `latency_ms` is the median and `sigma` the shape of the log-normal latency; `faults` as `Fault` says; `reply` makes
-    the text; with `token`, requests without ``Authorization: Bearer {token}`` get 401. Port 0 takes any free one.
+    the text (by default `reply_text`, or a value of the JSON schema that a request asks for);
+    with `token`, requests without ``Authorization: Bearer {token}`` get 401. Port 0 takes any free one.
     """
 
     def __init__(
@@ -372,6 +399,9 @@ class ModelDouble:
         """The body of a reply."""
         said = [message.content for message in asked.messages if message.role == "user"]
         text = self._reply(said[-1] if said else "")
+        if self._reply is reply_text and asked.response_format and asked.response_format.json_schema:
+            value = conforming(asked.response_format.json_schema.schema, text.partition(" to: ")[0])
+            text = msgspec.json.encode(value).decode()
         prompt_tokens = sum(len(message.content.split()) for message in asked.messages)
         completion_tokens = len(text.split())
         return msgspec.json.encode(
