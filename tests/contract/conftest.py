@@ -18,7 +18,7 @@ import pytest
 from runners.local.llm import serve
 from transforms.errors import BrokenReply
 from transforms.remote import loop
-from transforms.remote.client import Call, Client, Message, Outcome
+from transforms.remote.client import Call, Chat, Client, Message, Outcome
 from transforms.remote.clock import Clock, SystemClock
 from transforms.remote.fakes import FakeTransport, Scripted, Sent, VirtualClock, answered, dropped, hung, replied
 from transforms.remote.model_double import Fault, ModelDouble, reply_text
@@ -39,7 +39,7 @@ class BaseRig:
 
     def make(self, base_url: str, transport: Transport | None = None, **over: Any) -> None:
         """Make the client."""
-        retry = RetryPolicy(max_attempts=4, base_s=0.001, cap_s=0.01)
+        retry = RetryPolicy(max_attempts=4, base_s=0.001, cap_s=0.01, wait_for_server=False)
         settings = {"role": "answer", "endpoints": (Endpoint(base_url),), "model": "double", "retry": retry, **over}
         self.client = Client(ModelSettings(**settings), self.clock, transport)
 
@@ -49,7 +49,7 @@ class BaseRig:
 
     def call(self, key: str, text: str, deadline_s: float) -> Call:
         """Return a call with one user message."""
-        return Call(key, (Message("user", text),), self.clock.now_ms() + round(deadline_s * 1000))
+        return Call(key, Chat((Message("user", text),)), self.clock.now_ms() + round(deadline_s * 1000))
 
     def ask(self, key: str = "a", text: str = "Where is my order?", deadline_s: float = 30.0) -> Outcome:
         """Ask one question."""
