@@ -10,12 +10,14 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
 
 from runners.local.llm import serve
+from tests.contract import redis_server
 from transforms.errors import BrokenReply
 from transforms.remote import loop
 from transforms.remote.client import Call, Chat, Client, Message, Outcome
@@ -218,3 +220,24 @@ def healthy_rig(request: pytest.FixtureRequest, double: ModelDouble) -> Iterator
     }[request.param]()
     yield made
     made.close()
+
+
+def _redis_program() -> str:
+    program = redis_server.find_program()
+    if program is None:
+        pytest.skip(redis_server.ABSENT)
+    return program
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Redis of our own."""
+    with redis_server.running(_redis_program(), tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[redis_server.RedisServer]:
+    """A Redis for one test, which it may stop and start."""
+    with redis_server.running(_redis_program(), tmp_path) as server:
+        yield server
