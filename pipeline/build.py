@@ -53,7 +53,6 @@ def build(pipeline: beam.Pipeline, case: Case, read: beam.PTransform, write: bea
     `read` gives `SourceRecord`s, `write` takes `OutputRecord`s. Labels are names of state: they stay as they are.
     """
     register(case.event_type, case.output_type, *case.record_types)
-    model = _with_params(steps.model, case.params)
 
     records = (
         pipeline | "Read" >> read | "CountRecords" >> beam.ParDo(Count(RECORDS_IN)).with_output_types(SourceRecord)
@@ -66,7 +65,7 @@ def build(pipeline: beam.Pipeline, case: Case, read: beam.PTransform, write: bea
     )
     ready = before(fresh, case, steps.resources)
     asked = ready.good | "AskModel" >> AskModel(
-        model, case.ask, case.event_id, make_caller=steps.make_caller, **steps.ask_options
+        steps.model, case.ask, case.event_id, make_caller=steps.make_caller, **steps.ask_options
     )
     unanswered = asked.failed | "BuryFailures" >> beam.ParDo(_BuryFailures(case)).with_output_types(DeadLetter)
     checked = asked.answered | "CheckReplies" >> Apply(
@@ -77,7 +76,7 @@ def build(pipeline: beam.Pipeline, case: Case, read: beam.PTransform, write: bea
         id_of=_First(case.event_id),
         attempts_of=_answer_attempts,
     )
-    final = repaired(checked.good, case, model, steps)
+    final = repaired(checked.good, case, steps)
     decided = final.good if case.decide is None else final.good | "Decide" >> _over_outputs(case, case.decide, "decide")
     good = decided if case.decide is None else decided.good
     routed = good | "RouteReplies" >> _over_outputs(case, case.route, "route", OutputRecord)
@@ -125,7 +124,7 @@ def before(events: beam.PCollection, case: Case, resources: Resources) -> Roads:
     return Roads(good, tuple(bad))
 
 
-def repaired(outputs: beam.PCollection, case: Case, model: ModelSettings, steps: Steps) -> Roads:
+def repaired(outputs: beam.PCollection, case: Case, steps: Steps) -> Roads:
     """Those that need it get their second try; the others pass."""
     repair = case.repair
     if repair is None:
@@ -134,7 +133,7 @@ def repaired(outputs: beam.PCollection, case: Case, model: ModelSettings, steps:
     fine, wrong = sorted_[_FINE], sorted_[_REPAIR]
     fine.element_type = wrong.element_type = case.output_type
     again = wrong | "RepairReplies" >> AskModel(
-        model, repair.ask, repair.id_of, make_caller=steps.make_caller, **steps.ask_options
+        steps.model, repair.ask, repair.id_of, make_caller=steps.make_caller, **steps.ask_options
     )
     checked = again.answered | "CheckRepairs" >> _over_pairs(case, repair.check)
     given_up = again.failed | "GiveUpRepairs" >> _over_pairs(case, repair.give_up)
@@ -164,12 +163,6 @@ def _over_pairs(case: Case, function: Callable[[Any], Any]) -> Apply:
         source_of=_First(case.output_source),
         id_of=_First(case.output_id),
     )
-
-
-def _with_params(model: ModelSettings, params: Mapping[str, Any]) -> ModelSettings:
-    """The model with the case's own fields of a request. Those that models.yaml sets stay; one that it sets to null is not sent."""
-    merged = {**params, **model.params}
-    return msgspec.structs.replace(model, params={name: value for name, value in merged.items() if value is not None})
 
 
 def _itself(record: SourceRecord) -> SourceRecord:

@@ -13,7 +13,7 @@ from transforms.ask.calls import MakeCaller, make_client
 from transforms.enrich.database import DatabaseSettings
 from transforms.enrich.lookups import LookupSettings
 from transforms.records import Answer, CallFailure, OutputRecord, SourceRecord
-from transforms.remote.client import Message
+from transforms.remote.questions import Question
 from transforms.remote.settings import ModelSettings
 
 
@@ -49,7 +49,7 @@ class Repair:
     needed: Callable[[Any], bool]
     """Whether an output of `Case.check` gets one."""
 
-    ask: Callable[[Any], tuple[Message, ...]]
+    ask: Callable[[Any], Question]
     """What the model is asked then."""
 
     id_of: Callable[[Any], str]
@@ -92,7 +92,7 @@ class Case:
     source_of: Callable[[Any], SourceRecord]
     """The record that an event came from."""
 
-    ask: Callable[[Any], tuple[Message, ...]]
+    ask: Callable[[Any], Question]
     """What the model is asked about an event."""
 
     check: Callable[[tuple[Any, Answer]], Any]
@@ -126,9 +126,6 @@ class Case:
 
     before: tuple[Step, ...] = ()
     """The steps between the door and the model, in their order."""
-
-    params: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of each request to the model that answers, such as a schema for its reply, unless models.yaml sets them."""
 
     repair: Repair | None = None
     """The second try, if there is one."""

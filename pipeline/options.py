@@ -24,7 +24,8 @@ from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS
 from transforms.enrich.database import DatabaseSettings
 from transforms.enrich.lookups import LookupSettings
 from transforms.errors import SettingsError
-from transforms.remote.settings import ModelSettings, read_models
+from transforms.remote.models_file import read_models
+from transforms.remote.settings import ModelSettings
 from transforms.repeats import DEFAULT_MEMORY_S
 
 ENGINES = ("pinned", "beam")

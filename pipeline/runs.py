@@ -115,6 +115,7 @@ def embedded_model(case: Case, base_url: str) -> ModelSettings:
         deadline_s=own["deadline_s"],
         max_in_flight=own["limits"]["max_in_flight"],
         params=own["params"],
+        options=own.get("options", {}),
     )
 
 

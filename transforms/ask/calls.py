@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from transforms.remote import loop
+from transforms.remote.chain import Chain
 from transforms.remote.client import Call, Client, Outcome
 from transforms.remote.clock import Clock, SystemClock
 from transforms.remote.settings import ModelSettings
@@ -312,8 +313,8 @@ MakeCaller = Callable[[ModelSettings, Clock], Caller]
 
 
 def make_client(settings: ModelSettings, clock: Clock) -> Caller:
-    """The client of the model server that `settings` name."""
-    return Client(settings, clock)
+    """The client of the model that `settings` name, with its fallbacks where it has some."""
+    return Client(settings, clock) if settings.fallback is None else Chain(settings, clock)
 
 
 def acquire(step: str, settings: ModelSettings, make_caller: MakeCaller = make_client) -> Calls:

@@ -18,7 +18,7 @@ from pipeline.cases.support.ticket import Ticket
 from transforms.enrich.language import UNKNOWN
 from transforms.errors import BadReply
 from transforms.records import Answer, CallFailure, OutputRecord, SourceRecord
-from transforms.remote.client import Message
+from transforms.remote.questions import Chat
 from transforms.replies import read_schema
 
 TOPICS = {"chat": "support.chat.replies", "email": "support.email.replies", "call": "support.call.replies"}
@@ -72,9 +72,9 @@ def output_source(reply: SupportReply) -> SourceRecord:
     return reply.ticket.source
 
 
-def ask(ticket: Ticket) -> tuple[Message, ...]:
-    """The messages for the model."""
-    return prompts.answer_messages(ticket)
+def ask(ticket: Ticket) -> Chat:
+    """The question to the model, with the schema of its reply."""
+    return Chat(prompts.answer_messages(ticket), schema=SCHEMA.schema)
 
 
 def check(answered: tuple[Ticket, Answer]) -> SupportReply:
@@ -107,9 +107,10 @@ def repair_id(reply: SupportReply) -> str:
     return f"{reply.ticket.id}#repair"
 
 
-def ask_repair(reply: SupportReply) -> tuple[Message, ...]:
-    """The messages of the second try."""
-    return prompts.repair_messages(reply.ticket, reply.answer.text, [one.message for one in reply.problems])
+def ask_repair(reply: SupportReply) -> Chat:
+    """The question of the second try."""
+    problems = [one.message for one in reply.problems]
+    return Chat(prompts.repair_messages(reply.ticket, reply.answer.text, problems), schema=SCHEMA.schema)
 
 
 def check_repair(answered: tuple[SupportReply, Answer]) -> SupportReply:
@@ -224,6 +225,8 @@ def _facts(reply: SupportReply) -> dict[str, Any]:
         "prompt_version": prompts.ANSWER,
         "policy_version": policy().version,
         "model": answer.model,
+        "role": answer.role,
+        "fallback_reason": answer.reason,
         "endpoint": answer.endpoint,
         "attempts": answer.attempts,
         "prompt_tokens": answer.prompt_tokens,

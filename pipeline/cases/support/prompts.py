@@ -11,7 +11,7 @@ from pipeline.cases.support.ticket import Order, Ticket
 from transforms.enrich.language import UNKNOWN
 from transforms.enrich.tokens import cut_middle, fit
 from transforms.prompts import fence_of, render, without_fences
-from transforms.remote.client import Message
+from transforms.remote.questions import Chat, Message
 
 FOLDER = Path(__file__).with_name("prompts")
 
@@ -23,6 +23,14 @@ SENTIMENT = "sentiment-v1"
 
 SENTENCES = {"chat": 2, "email": 4, "call": 3}
 """How many sentences a reply may have, at most, as the model is asked."""
+
+SENTIMENT_SCHEMA = {
+    "title": "sentiment",
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["score"],
+    "properties": {"score": {"type": "number", "minimum": -1, "maximum": 1}},
+}
 
 MAX_REPAIR_TOKENS = 300
 """As much of a reply that cannot be used is shown to the model again."""
@@ -67,11 +75,11 @@ def repair_messages(ticket: Ticket, reply: str, problems: list[str]) -> tuple[Me
     return (*answer_messages(ticket), Message("assistant", said), Message("user", asked))
 
 
-def sentiment_messages(ticket: Ticket) -> tuple[Message, ...]:
-    """The messages for a model of the role ``sentiment``."""
+def sentiment_question(ticket: Ticket) -> Chat:
+    """The question to a model of the role ``sentiment``."""
     text = cut_middle(without_fences(ticket.words), policy().prompt.tokens)
     values = {"fence": fence_of(ticket.id, ticket.text), "text": text}
-    return (Message("user", render(FOLDER, f"{SENTIMENT}.user", values)),)
+    return Chat((Message("user", render(FOLDER, f"{SENTIMENT}.user", values)),), schema=SENTIMENT_SCHEMA)
 
 
 def facts_of(ticket: Ticket) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import orjson
 
 from pipeline.cases.support.phrases import languages
-from transforms.remote.client import Call, Outcome, Reply
+from transforms.remote.client import Call, Outcome
 from transforms.remote.clock import Clock
+from transforms.remote.questions import Chat, Reply
 from transforms.remote.settings import ModelSettings
 
 REPLIES = {
@@ -61,10 +62,11 @@ class ScriptedModel:
 
     async def call(self, call: Call) -> Outcome:
         """The outcome of a call. One whose id ends in ``#repair`` gets the second reply of its event."""
+        messages = call.question.messages if isinstance(call.question, Chat) else ()
         event_id, _, again = call.id.partition("#")
         replies = self._script.get(event_id, ())
-        text = replies[min(bool(again), len(replies) - 1)] if replies else scripted_reply(call.messages[-1].content)
-        tokens = sum(len(message.content.split()) for message in call.messages)
+        text = replies[min(bool(again), len(replies) - 1)] if replies else scripted_reply(messages[-1].content)
+        tokens = sum(len(message.content.split()) for message in messages)
         reply = Reply(text, "stop", "scripted", tokens, len(text.split()))
         return Outcome(call.id, reply, None, None, call.attempts + 1, 0.0, 0.0, "scripted")
 

@@ -230,7 +230,7 @@ def _make_sentiment(resources: Resources) -> beam.PTransform | None:
     if model is None:
         return None
     ask = AskModel(
-        model, prompts.sentiment_messages, event_id, make_caller=resources.make_caller, **resources.ask_options
+        model, prompts.sentiment_question, event_id, make_caller=resources.make_caller, **resources.ask_options
     )
     return AskAlso(ask, with_model_sentiment)
 
