@@ -151,7 +151,7 @@ def read(arguments: Sequence[str]) -> Settings:
         runner=own.runner,
         input=_input(own.input),
         output=_output(own.output),
-        kafka_config=_kafka_config(own.kafka_config),
+        kafka_config=read_kafka_config(own.kafka_config),
         topics=_topics(own.topics, own.case),
         models=_models(own.models),
         models_file=None if own.models is None else Path(own.models),
@@ -324,7 +324,19 @@ def _yaml(flag: str, path: str) -> Mapping[str, Any]:
     return data
 
 
-def _kafka_config(path: str | None) -> KafkaConfig:
+def read_place(flag: str, text: str) -> Files | Kafka:
+    """A path, which need not be there, or ``kafka://HOST:PORT/TOPIC``. Raises SettingsError for what is neither."""
+    if "://" in text:
+        return _kafka(flag, text)
+    if not text or os.path.isdir(text):
+        raise SettingsError(f"{flag}={text}: must name a file, or kafka://HOST:PORT/TOPIC.")
+    if flag == "--from":
+        _check_readable(flag, text)
+    return Files((os.path.abspath(text),))
+
+
+def read_kafka_config(path: str | None) -> KafkaConfig:
+    """The settings of Kafka's clients in a file; none without one. Raises SettingsError for what is wrong in it."""
     if path is None:
         return KafkaConfig()
     data = _yaml("--kafka_config", path)
