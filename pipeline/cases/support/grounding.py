@@ -6,7 +6,8 @@ A weekday, a name or a plain number is not looked at: they have no one form, and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 
@@ -65,7 +66,7 @@ _UNITS = {
 _PERIOD = re.compile(
     r"(?<![\d.,])(\d{1,3})(?:\s?(?:-|–|to|bis|à|a)\s?\d{1,3})?[\s-]?(?:"
     + "|".join(f"(?P<{unit}>{words})" for unit, words in _UNITS.items())
-    + r")(?!\w)",
+    + r")(?![A-Za-z\u00c0-\u024f])",
     re.IGNORECASE,
 )
 
@@ -87,10 +88,19 @@ def facts_in(text: str) -> Facts:
     dates: set[Date] = set()
     for pattern, read in ((_ISO, _ymd), (_JAPANESE, _ymd), (_DAY_MONTH, _dmy), (_MONTH_DAY, _mdy), (_DOTTED, _dotted)):
         for match in pattern.finditer(text):
-            dates.update(date for date in read(match) if 1 <= date[1] <= 12 and 1 <= date[2] <= 31)
-        text = pattern.sub(" ", text)
+            dates.update(date for date in read(match) if _is_date(date))
+        # What has the form of a date and is none may be an amount at the end of a sentence: 49.90.
+        text = pattern.sub(partial(_blanked, read), text)
     periods = {f"{int(match[1])} {match.lastgroup}" for match in _PERIOD.finditer(text)}
     return Facts(frozenset(order_numbers(text)), frozenset(_amounts(text)), frozenset(dates), frozenset(periods))
+
+
+def _blanked(read: Callable[[re.Match[str]], Iterator[Date]], match: re.Match[str]) -> str:
+    return " " if any(map(_is_date, read(match))) else match[0]
+
+
+def _is_date(date: Date) -> bool:
+    return 1 <= date[1] <= 12 and 1 <= date[2] <= 31
 
 
 def ungrounded(reply: str, context: str) -> list[str]:

@@ -112,9 +112,10 @@ def with_sentiment(ticket: Ticket, sentiment: Sentiment) -> Ticket:
 
 def with_model_sentiment(ticket: Ticket, answer: Answer) -> Ticket:
     """The ticket with the sentiment that a model gave. Raises ValueError where it gave none."""
-    score = orjson.loads(answer.text)["score"] if answer.text.lstrip().startswith("{") else float(answer.text)
+    found = orjson.loads(answer.text)
+    score = found.get("score") if isinstance(found, dict) else found
     if isinstance(score, bool) or not isinstance(score, int | float) or not -1 <= score <= 1:
-        raise ValueError(f"{score!r} is no score from -1 to 1.")
+        raise ValueError(f"{found!r} is no score from -1 to 1.")
     return with_sentiment(ticket, Sentiment(float(score), "model"))
 
 
