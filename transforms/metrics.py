@@ -52,13 +52,16 @@ class _Shared:
         self.counted: dict[str, int] = {}
         self.recent = Recent()
 
-    def take(self, snapshot: Snapshot, now_s: float) -> tuple[dict[str, int], dict[str, int]]:
-        """Return by how much Beam's counters grow, which belongs to the caller alone from now on, and its gauges."""
+    def grown(self, snapshot: Snapshot) -> dict[str, int]:
+        """Return by how much Beam's counters grow; that belongs to the caller alone from now on."""
         counted = beam_counters(snapshot)
         grown = {name: value - self.counted.get(name, 0) for name, value in counted.items()}
         self.counted = counted
-        gauges = beam_gauges(snapshot, self.recent.add(now_s, snapshot.histograms))
-        return {name: value for name, value in grown.items() if value}, gauges
+        return {name: value for name, value in grown.items() if value}
+
+    def gauges(self, snapshot: Snapshot, now_s: float) -> dict[str, int]:
+        """Return Beam's gauges."""
+        return beam_gauges(snapshot, self.recent.add(now_s, snapshot.histograms))
 
 
 _shared: weakref.WeakKeyDictionary[Telemetry, _Shared] = weakref.WeakKeyDictionary()
@@ -102,22 +105,31 @@ class BeamBridge:
                     del container.metrics[key]
 
     def finish_bundle(self, idle: bool) -> None:
-        """Reports, if it is time. `idle`: nothing is under way, so there may be no later bundle to do it."""
+        """Hands over what was counted, if it is time; `idle`: in any case, since there may be no later bundle to do it.
+
+        Gauges, which are never lost, are set when it is time.
+        """
         if self._telemetry is None:
             return
         now_s = self._clock.monotonic_s()
-        if now_s < self._next_s and not idle:
+        due = now_s >= self._next_s
+        if not due and not idle:
             return
-        self._next_s = now_s + self._every_s
-        # Outside the lock: the event loop may take a moment. The counts are read inside it, since no reading may overtake another.
-        self._telemetry.refresh(_WAIT_S)
+        gauges: dict[str, int] = {}
+        if due:
+            self._next_s = now_s + self._every_s
+            self._telemetry.refresh(_WAIT_S)
+        # Read inside the lock: no reading may overtake another.
         with self._shared.lock:
-            grown, gauges = self._shared.take(self._telemetry.snapshot(), now_s)
+            snapshot = self._telemetry.snapshot(bins=due)
+            grown = self._shared.grown(snapshot)
+            if due:
+                gauges = self._shared.gauges(snapshot, now_s)
         for name, count in grown.items():
             self._metric("counter", name).inc(count)
         for name, value in gauges.items():
             self._metric("gauge", name).set(value)
-        self._reported = True
+        self._reported = bool(grown or gauges)
 
     def _metric(self, kind: str, name: str) -> Any:
         metric = self._metrics.get((kind, name))
@@ -134,7 +146,7 @@ def beam_counters(snapshot: Snapshot) -> dict[str, int]:
     exact: dict[str, float] = {}
     for instrument, values, count in _instruments(snapshot.counters):
         _add(exact, instrument.beam_name(values), count * instrument.beam_factor)
-    for (instrument, values), distribution in _by_beam_name(snapshot.histograms).items():
+    for instrument, values, distribution in _instruments(snapshot.histograms):
         _add(exact, instrument.beam_name(values, "count", unit=False), distribution.count)
         _add(exact, instrument.beam_name(values, "sum"), distribution.sum * instrument.beam_factor)
     return {name: round(value) for name, value in exact.items()}
@@ -147,10 +159,9 @@ def beam_gauges(snapshot: Snapshot, recent: Mapping[Series, Distribution]) -> di
         name, shown = instrument.beam_name(values), value * instrument.beam_factor
         exact[name] = max(exact.get(name, 0), shown) if instrument.average else exact.get(name, 0) + shown
     for (instrument, values), distribution in _by_beam_name(recent).items():
-        for share in names.QUANTILES:
-            quantile = distribution.quantile(share)
-            if quantile is not None:
-                exact[instrument.beam_name(values, names.quantile_name(share))] = quantile * instrument.beam_factor
+        found = distribution.quantiles(names.QUANTILES)
+        for share, quantile in zip(names.QUANTILES, found, strict=False):
+            exact[instrument.beam_name(values, names.quantile_name(share))] = quantile * instrument.beam_factor
     return {name: round(value) for name, value in exact.items()}
 
 
@@ -166,7 +177,7 @@ def _by_beam_name(
                 "" if label == names.ENDPOINT else value for label, value in zip(instrument.labels, values, strict=True)
             ),
         )
-        found[key] = found.get(key, Distribution()).plus(distribution)
+        found[key] = found[key].plus(distribution) if key in found else distribution
     return found
 
 

@@ -15,6 +15,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from socketserver import BaseServer
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
@@ -87,7 +89,8 @@ def merged(snapshots: Iterable[Snapshot]) -> Snapshot:
             for series, value in values.items():
                 sums[series] = sums.get(series, 0) + value
         for series, distribution in snapshot.histograms.items():
-            histograms[series] = histograms.get(series, Distribution()).plus(distribution)
+            known = histograms.get(series)
+            histograms[series] = known.plus(distribution) if known else distribution
     return Snapshot(counters, gauges, histograms)
 
 
@@ -133,10 +136,8 @@ def _quantiles(instrument: Instrument, found: Mapping[Series, Distribution], lab
     text = f"True quantiles over about the last minute. {instrument.description}"
     family = GaugeMetricFamily(f"{instrument.prometheus_name}_quantile", text, labels=[*labels, "quantile"])
     for series, values in found.items():
-        for share in names.QUANTILES:
-            value = values.quantile(share)
-            if value is not None:
-                family.add_metric([*series.values, f"{share:g}"], value)
+        for share, value in zip(names.QUANTILES, values.quantiles(names.QUANTILES), strict=False):
+            family.add_metric([*series.values, f"{share:g}"], value)
     return family
 
 
@@ -147,6 +148,7 @@ class _Served:
         self.lock = threading.Lock()
         self.page: Page | None = None
         self.address: tuple[str, int] | None = None
+        self.stop: Callable[[], None] = lambda: None
 
 
 _served = _Served()
@@ -161,6 +163,14 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
+def close() -> None:
+    """End this process's page, if there is one; the next `serve` starts another."""
+    global _served  # noqa: PLW0603 - one a process
+    with _served.lock:
+        _served.stop()
+        _served = _Served()
+
+
 def serve(telemetry: Telemetry, host: str, port: int, clock: Clock) -> tuple[str, int] | None:
     """Show `telemetry` on this process's page, which the first call starts; returns where it is, None where no port is free.
 
@@ -169,22 +179,23 @@ def serve(telemetry: Telemetry, host: str, port: int, clock: Clock) -> tuple[str
     with _served.lock:
         if _served.page is None:
             _served.page = Page(clock)
-            _served.address = _start(_served.page, host, port)
+            _served.address, _served.stop = _start(_served.page, host, port)
         _served.page.add(telemetry)
         return _served.address
 
 
-def _start(page: Page, host: str, port: int) -> tuple[str, int] | None:
+def _start(page: Page, host: str, port: int) -> tuple[tuple[str, int] | None, Callable[[], None]]:
+    """Where the page is served from now on, None where no port is free; and what ends it."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(page)
     ProcessCollector(registry=registry)
     for number in range(port, port + PORTS):
         try:
-            start_http_server(number, addr=host, registry=registry)
+            server, _ = start_http_server(number, addr=host, registry=registry)
         except OSError:
             continue
         log.info("Metrics of the worker process %d: http://%s:%d/metrics", os.getpid(), host, number)
-        return host, number
+        return (host, number), partial(_end, server)
     log.warning(
         "The metrics of the worker process %d are not shown: none of the ports %d to %d on %s could be opened.",
         os.getpid(),
@@ -192,7 +203,12 @@ def _start(page: Page, host: str, port: int) -> tuple[str, int] | None:
         port + PORTS - 1,
         host,
     )
-    return None
+    return None, lambda: None
+
+
+def _end(server: BaseServer) -> None:
+    server.shutdown()
+    server.server_close()
 
 
 class WithPage:

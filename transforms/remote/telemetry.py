@@ -75,12 +75,20 @@ class Distribution(msgspec.Struct, frozen=True):
 
     def quantile(self, share: float) -> float | None:
         """Return the value below or at which `share` (0 to 1) of the values lie, within 1 %; None where there are none."""
-        rank = math.floor(share * (self.count - 1))
-        for key in sorted(self.bins):
-            rank -= self.bins[key]
-            if rank < 0:
-                return float(_MAPPING.value(key))
-        return None
+        found = self.quantiles((share,))
+        return found[0] if found else None
+
+    def quantiles(self, shares: Iterable[float]) -> list[float]:
+        """Return `quantile` for each of the rising `shares`; nothing where there are no values."""
+        found: list[float] = []
+        total, keys, value = 0, iter(sorted(self.bins)), 0.0
+        for share in shares if self.bins else ():
+            rank = math.floor(share * (self.count - 1))
+            while total <= rank:
+                key = next(keys)
+                total, value = total + self.bins[key], float(_MAPPING.value(key))
+            found.append(value)
+        return found
 
     def counts(self, bounds: Iterable[float]) -> list[int]:
         """Return how many values are at most each of the rising `bounds`, the values known within 1 %."""
@@ -101,10 +109,11 @@ class Distribution(msgspec.Struct, frozen=True):
         return self._combined(earlier, -1)
 
     def _combined(self, other: Distribution, sign: int) -> Distribution:
-        bins = dict(self.bins)
-        for key, count in other.bins.items():
-            bins[key] = bins.get(key, 0) + sign * count
-        left = {key: count for key, count in bins.items() if count > 0}
+        left = bins = dict(self.bins)
+        if other.bins:
+            for key, count in other.bins.items():
+                bins[key] = bins.get(key, 0) + sign * count
+            left = {key: count for key, count in bins.items() if count > 0}
         return Distribution(self.count + sign * other.count, self.sum + sign * other.sum, left)
 
 
@@ -172,11 +181,14 @@ class Histogram:
             self._count += 1
             self._sum += value
 
-    def read(self) -> Distribution:
-        """Return the values so far; from any thread."""
+    def read(self, *, bins: bool = True) -> Distribution:
+        """Return the values so far; from any thread. Without `bins` their count and sum alone, which is cheap."""
+        if not bins:
+            with self._lock:
+                return Distribution(self._count, self._sum)
         with self._lock:
-            bins, offset, count, total = list(self._store.bins), self._store.offset, self._count, self._sum
-        return Distribution(count, total, {offset + at: int(found) for at, found in enumerate(bins) if found})
+            held, offset, count, total = list(self._store.bins), self._store.offset, self._count, self._sum
+        return Distribution(count, total, {offset + at: int(found) for at, found in enumerate(held) if found})
 
 
 Reader = Callable[[], float]
@@ -231,8 +243,8 @@ class Telemetry:
         """Add to a histogram whose labels are known only now; a bound one is cheaper."""
         self.histogram(instrument, **labels).record(value)
 
-    def snapshot(self) -> Snapshot:
-        """Return every value. From any thread.
+    def snapshot(self, *, bins: bool = True) -> Snapshot:
+        """Return every value; without `bins` of histograms the counts and sums alone. From any thread.
 
         Counters and histograms are those of now; numbers that are read are those of the last `refresh`.
         """
@@ -242,7 +254,7 @@ class Telemetry:
         return Snapshot(
             {series: counter.value for series, counter in counters},
             {series: gauge.value for series, gauge in gauges},
-            {series: histogram.read() for series, histogram in histograms},
+            {series: histogram.read(bins=bins) for series, histogram in histograms},
         )
 
     def deltas_since(self, earlier: Snapshot) -> tuple[Snapshot, Snapshot]:
