@@ -98,11 +98,10 @@ class BeamBridge:
         if container is None:
             return
         ours = {name for _, name in self._metrics}
-        with container.lock:
-            for key in list(container.metrics):
-                metric = key.metric_name
-                if getattr(metric, "namespace", None) == NAMESPACE and metric.name in ours:
-                    del container.metrics[key]
+        for key in list(container.metrics):
+            metric = key.metric_name
+            if getattr(metric, "namespace", None) == NAMESPACE and metric.name in ours:
+                container.metrics.pop(key, None)
 
     def finish_bundle(self, idle: bool) -> None:
         """Hands over what was counted, if it is time; `idle`: in any case, since there may be no later bundle to do it.
