@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
 
 from transforms import metrics
 from transforms.remote import names
+from transforms.remote.fakes import VirtualClock
 from transforms.remote.telemetry import Recent, Snapshot, Telemetry
 
 ONE, TWO = "http://one:1/v1", "http://two:1/v1"
@@ -68,3 +75,78 @@ def test_rounding_does_not_add_up() -> None:
         telemetry.record(names.QUEUE_WAIT, value)
         grown += shared.grown(telemetry.snapshot(bins=False)).get("inference_queue_wait_sum_ms", 0)
     assert abs(grown - total * 1000) <= 0.5
+
+
+class Recorder:
+    """In place of Beam's metrics: what was added and set, by name; one for each thread."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.values: dict[str, int] = {}
+
+    def metric(self, _kind: str, name: str) -> Any:
+        class Metric:
+            inc = staticmethod(lambda count: self.counts.update({name: count}))
+            set = staticmethod(lambda value: self.values.update({name: value}))
+
+        return Metric
+
+
+def bridge_to(telemetry: Telemetry | None, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> Any:
+    bridge, recorder = metrics.BeamBridge(telemetry, clock), Recorder()
+    monkeypatch.setattr(bridge, "_metric", recorder.metric)
+    return bridge, recorder
+
+
+def test_instances_hand_over_each_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several instances of a step, on threads of their own, hand over together what was counted: all of it, once."""
+    telemetry, clock, done = Telemetry("answer"), VirtualClock(), threading.Event()
+    pairs = [bridge_to(telemetry, clock, monkeypatch) for _ in range(4)]
+
+    def bundles(bridge: metrics.BeamBridge) -> None:
+        while not done.is_set():
+            bridge.finish_bundle(idle=True)
+
+    threads = [threading.Thread(target=bundles, args=(bridge,)) for bridge, _ in pairs]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        counter = telemetry.counter(names.STALLS)
+        for _ in range(100_000):
+            counter.add()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(before)
+    pairs[0][0].finish_bundle(idle=True)
+    assert sum(recorder.counts["inference_stream_stalls"] for _, recorder in pairs) == 100_000
+
+
+def test_a_bundle_reports_when_it_is_time_or_nothing_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under load a step reports once a second; with nothing under way its last counts leave at once; gauges keep their second."""
+    telemetry, clock = Telemetry("answer"), VirtualClock()
+    bridge, recorder = bridge_to(telemetry, clock, monkeypatch)
+    telemetry.gauge(names.CALLS_IN_FLIGHT, clock.monotonic_s)
+
+    def bundle(idle: bool) -> tuple[int, int]:
+        telemetry.count(names.STALLS)
+        bridge.finish_bundle(idle=idle)
+        return recorder.counts["inference_stream_stalls"], recorder.values["inference_calls_in_flight"]
+
+    first = round(clock.monotonic_s())
+    assert bundle(idle=False) == (1, first)
+    assert bundle(idle=False) == (1, first)
+    assert bundle(idle=True) == (3, first)
+    clock.advance(1.0)
+    assert bundle(idle=False) == (4, first + 1)
+
+
+def test_without_telemetry_nothing_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that reports nothing gives nothing to Beam."""
+    bridge, recorder = bridge_to(None, VirtualClock(), monkeypatch)
+    bridge.start_bundle()
+    bridge.finish_bundle(idle=True)
+    assert (recorder.counts, recorder.values) == (Counter(), {})
