@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import threading
@@ -98,9 +99,21 @@ def bridge_to(telemetry: Telemetry | None, clock: VirtualClock, monkeypatch: pyt
     return bridge, recorder
 
 
+class Interrupted(Telemetry):
+    """After each reading other threads have a turn. Notes whether the instances' lock was held."""
+
+    held = True
+
+    def snapshot(self, *, bins: bool = True) -> Snapshot:
+        self.held = self.held and metrics._shared[self].lock.locked()
+        taken = super().snapshot(bins=bins)
+        os.sched_yield()
+        return taken
+
+
 def test_instances_hand_over_each_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several instances of a step, on threads of their own, hand over together what was counted: all of it, once."""
-    telemetry, clock, done = Telemetry("answer"), VirtualClock(), threading.Event()
+    telemetry, clock, done = Interrupted("answer"), VirtualClock(), threading.Event()
     pairs = [bridge_to(telemetry, clock, monkeypatch) for _ in range(4)]
 
     def bundles(bridge: metrics.BeamBridge) -> None:
@@ -116,12 +129,15 @@ def test_instances_hand_over_each_count_once(monkeypatch: pytest.MonkeyPatch) ->
         counter = telemetry.counter(names.STALLS)
         for _ in range(100_000):
             counter.add()
+            if not counter.value % 100:
+                os.sched_yield()
     finally:
         done.set()
         for thread in threads:
             thread.join()
         sys.setswitchinterval(before)
     pairs[0][0].finish_bundle(idle=True)
+    assert telemetry.held
     assert sum(recorder.counts["inference_stream_stalls"] for _, recorder in pairs) == 100_000
 
 
