@@ -14,9 +14,7 @@ class ReportingCaller:
 
     def __init__(self, settings: ModelSettings, clock: Clock) -> None:
         self._client = Client(settings, clock)
-        self.telemetry = Telemetry(
-            settings.role, model=settings.model, soon=lambda read: loop.event_loop().call_soon_threadsafe(read)
-        )
+        self.telemetry = Telemetry(settings.role, model=settings.model, soon=loop.soon)
         self._calls = 0
         self.telemetry.gauge(names.CALLS_IN_FLIGHT, lambda: self._calls)
 
