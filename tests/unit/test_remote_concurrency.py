@@ -19,13 +19,11 @@ ADAPTIVE = ["aimd", "gradient"]
 LOG_NORMAL = Behaviour(median_s=0.2, sigma=0.6)
 
 
-def tell(limit: Limit, chance: random.Random, rounds: int, verdict: Verdict = "ok", rtt_s: float = 0.2) -> float:
+def tell(limit: Limit, chance: random.Random, rounds: int, verdict: Verdict = "ok", now_s: float = 0.0) -> float:
     """Tell a limit of so many requests in a row, with as many in flight as it allows; return the time after them."""
-    now_s = 0.0
     for _ in range(rounds):
-        now_s += rtt_s / limit.limit
-        noise = math.exp(0.3 * chance.gauss(0.0, 1.0))
-        limit.observe(Sample(now_s, rtt_s * noise, limit.limit, verdict, None))
+        now_s += 0.2 / limit.limit
+        limit.observe(Sample(now_s, 0.2 * math.exp(0.3 * chance.gauss(0.0, 1.0)), limit.limit, verdict, None))
     return now_s
 
 
@@ -52,11 +50,9 @@ def test_whatever_is_observed_the_limit_keeps_its_bounds(block: int) -> None:
 def test_a_limit_at_its_least_grows_again(algorithm: str, seed: int) -> None:
     """After a long outage that cut it to 1, healthy replies bring it to 20 and more."""
     chance, limit = random.Random(seed), make_limit(ConcurrencySettings(algorithm=algorithm))
-    tell(limit, chance, 500)
-    began = tell(limit, chance, 2000, "overloaded")
+    now_s = tell(limit, chance, 2000, "overloaded", tell(limit, chance, 500))
     assert limit.limit == 1
-    for number in range(3000):
-        limit.observe(Sample(began + number * 0.2 / limit.limit, 0.2, limit.limit, "ok", None))
+    tell(limit, chance, 3000, "ok", now_s)
     assert limit.limit >= 20
 
 
