@@ -92,12 +92,16 @@ class ConcurrencySettings(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("decrease_ratio", "proof_ratio"):
             value = getattr(self, name)
             if not 0.0 < value < 1.0:
-                raise SettingsError(f"{name} is {value:g}; a limit is cut to that share, so it must lie between 0 and 1.")
+                raise SettingsError(
+                    f"{name} is {value:g}; a limit is cut to that share, so it must lie between 0 and 1."
+                )
         ranges.rising(proof_ratio=self.proof_ratio, decrease_ratio=self.decrease_ratio)
         for name in ("tolerance", "gradient_tolerance"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 1.0):
-                raise SettingsError(f"{name} is {value:g}; at the usual latency it must not act, so it must be 1 or more.")
+                raise SettingsError(
+                    f"{name} is {value:g}; at the usual latency it must not act, so it must be 1 or more."
+                )
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -295,7 +299,9 @@ class _Round:
         """How far above a reference that rests on `weight` replies a mean is no chance; learns the deviation."""
         mean = self.mean
         self._variance += _FOLLOW * (max(0.0, self._squares / self.replies - mean * mean) - self._variance)
-        by_chance = self._settings.deviation_scale * math.sqrt(self._variance * (1.0 / self.replies + 1.0 / max(1, weight)))
+        by_chance = self._settings.deviation_scale * math.sqrt(
+            self._variance * (1.0 / self.replies + 1.0 / max(1, weight))
+        )
         return max(math.log(self._settings.tolerance), by_chance)
 
     def pressed(self) -> bool:

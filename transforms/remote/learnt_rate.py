@@ -14,7 +14,8 @@ in since the last refusal, the quota is still used up (a fixed minute): w stays,
 where the server names none.
 
 Source: the "adaptive" retry mode of the AWS SDKs (botocore `retries/adaptive.py` and `throttling.py`: a token bucket whose rate
-CUBIC sets, β = 0.7, C = 0.4), and CUBIC (RFC 9438). Different here: w is measured between refusals, where AWS takes the rate of sending; and
+CUBIC sets, β = 0.7, C = 0.4), and CUBIC (RFC 9438). Different here: w is measured between refusals, where AWS takes the rate
+of sending; and
 the curve is relative to w, where AWS's rises by requests per second³, which is nothing for a large quota and too much
 for a small one.
 """
