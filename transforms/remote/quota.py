@@ -21,9 +21,10 @@ they were reserved. What is given back may fill the bucket above its size, or it
 
 *Learning* (`learn`). A limit that the server's headers name (`rate_headers.py`) bounds what is configured, and stands for it
 where nothing is. While the server says that less remains than a request needs, nothing is sent until the pace would have
-brought it, or the reset, whichever is sooner; what other users of the same quota spend is seen only in this way. 429s
-without a configured or named limit set a rate (`learnt_rate.py`); so they do with one, where more than one in fifty requests of the
-last minute was refused, for ten minutes: then the limit is wrong, or others use it too. ``Retry-After`` is kept in any case: until then
+brought it, or the reset, whichever is sooner; what other users of the same quota spend is seen only in this way. 429s without
+ a configured or named limit set a rate (`learnt_rate.py`); so they do with one, where more than one in fifty requests of the
+last minute was refused, for ten minutes: then the limit is wrong, or others use it too.
+``Retry-After`` is kept in any case: until then
 nothing is reserved.
 
 *Order.* `try_reserve` knows no queue. Ask in the order of waiting: who was told to wait stays first, and those behind do not

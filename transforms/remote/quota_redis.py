@@ -86,9 +86,13 @@ class SharedQuotaSettings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Raise SettingsError for a URL that is none of Redis, no name, or times that contradict each other."""
         if not self.url.startswith(("redis://", "rediss://", "unix://")):
-            raise SettingsError("url of a shared quota must begin with redis://, rediss:// or unix://; name the Redis so.")
+            raise SettingsError(
+                "url of a shared quota must begin with redis://, rediss:// or unix://; name the Redis so."
+            )
         if not self.name or "{" in self.name or "}" in self.name:
-            raise SettingsError("name of a shared quota must not be empty and has no braces; all who share it use the same.")
+            raise SettingsError(
+                "name of a shared quota must not be empty and has no braces; all who share it use the same."
+            )
         ranges.positive(period_s=self.period_s, timeout_ms=self.timeout_ms, fallback_s=self.fallback_s)
         ranges.rising(period_s=self.period_s, fallback_s=self.fallback_s)
         ranges.rising(timeout_ms=self.timeout_ms, period_ms=self.period_s * 1000.0)
