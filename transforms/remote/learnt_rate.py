@@ -1,8 +1,8 @@
 """The rate that a server takes, learnt from its refusals alone.
 
 A server that answers 429 and says no more still tells how much it takes: between two refusals its quota went from used up
-to used up, so what it let in meanwhile, over the time, *is* the quota. At a refusal w is the rate at which it came, and no more than 1.03
-of what was let in over the last minute. From then on the rate follows CUBIC::
+to used up, so what it let in meanwhile, over the time, *is* the quota. At a refusal w is the rate at which it came,
+and no more than 1.03 of what was let in over the last minute. From then on the rate follows CUBIC::
 
     rate(t) = w · (1 + (1 - β) · ((t - K) / K)³)         t seconds after the refusal and the pause it asked for
 
