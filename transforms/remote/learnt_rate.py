@@ -13,6 +13,10 @@ Refusals within a second after the pause belong to the first one: what they refu
 in since the last refusal, the quota is still used up (a fixed minute): w stays, and the pause doubles, from 0.1 s up to 4 s,
 where the server names none.
 
+Measured at 600 and 1 200 requests a minute with twice as much offered, quotas over 1, 10 and 60 s of three kinds: 97 % of the
+quota or more and 0.1 % to 2 % refused where refusals name a ``Retry-After``; where they do not, from 93 % of a sliding window to
+100 % (`tests/unit/test_remote_quota.py`). A limit that is configured, or named by headers, does better.
+
 Source: the "adaptive" retry mode of the AWS SDKs (botocore `retries/adaptive.py` and `throttling.py`: a token bucket whose
 rate CUBIC sets, with 0.7 for β and C = 0.4), and CUBIC (RFC 9438). Different here: w is also bounded by what was let in over
 the last minute (1.03 of it at most), where AWS takes the rate of sending; and the curve is relative to w, where AWS's
