@@ -181,7 +181,10 @@ class Admission:
         took_s = now_s - permit.began_s
         self._metrics.on_attempt(endpoint.url, kind, took_s)
         output = tokens[1] if tokens else None
-        sample = Sample(now_s, took_s, permit.in_flight, _VERDICTS[kind], output or None)
+        verdict = _VERDICTS[kind]
+        if kind == "throttled" and (retry_after_s or self._quotas[endpoint.url].known):
+            verdict = "cancelled"  # a quota is a rate: it says nothing of how many may be in flight
+        sample = Sample(now_s, took_s, permit.in_flight, verdict, output or None)
         self._limits[endpoint.url].observe(sample)
         self._tell_quota(permit, kind, now_s, tokens, retry_after_s)
         was = endpoint.breaker.state

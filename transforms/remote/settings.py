@@ -85,7 +85,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `timeout_s` bounds one attempt, `deadline_s` everything done for one event (who makes the calls turns it into
     `Call.deadline_ms`), `max_in_flight` the requests under way in one worker process; how many of them each endpoint bears is found
-    out (`concurrency`). `quota` holds for each endpoint, and may be shared over a Redis (`shared_quota`). `params` are further fields of each
+    out (`concurrency`). `quota` holds for each endpoint, and may be shared over a Redis (`shared_quota`).
+    `params` are further fields of each
     request's body, such as ``max_tokens``; `options` are the protocol's own.
 
     Where `batch` is None each event is a request, where `stream` is None replies come as a whole, where `hedge` is None no
