@@ -10,6 +10,7 @@ from typing import Any
 import apache_beam as beam
 import pytest
 import requests
+from apache_beam.io.flink.flink_streaming_impulse_source import FlinkStreamingImpulseSource
 from apache_beam.options.pipeline_options import PipelineOptions
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -71,13 +72,13 @@ def test_a_running_job_shows_its_metrics_everywhere(engine: Stack, double: Model
     double.set_faults(Fault("hang", id=HUNG))
     first = Ports.free().llm
     at = engine.endpoints
-    # Without what lets a job over files end, its sources stay open after the last record.
-    flags = flink.pinned_options(["--parallelism=1"], flink.FlinkEndpoints(at.job_server, at.workers))
+    # A stream without an end: at the end of its input the step waits in one bundle, which shows nothing before it is over.
+    flags = flink.pinned_options(["--parallelism=1", "--streaming"], flink.FlinkEndpoints(at.job_server, at.workers))
     pipeline = beam.Pipeline(options=PipelineOptions(flags))
     items = (
         pipeline
-        | beam.Create([f"s{number}" for number in range(COUNT)])
-        | beam.Map(doubles.to_item).with_output_types(doubles.Item)
+        | FlinkStreamingImpulseSource().set_interval_ms(20)
+        | beam.ParDo(reporting.FirstItems(COUNT)).with_output_types(doubles.Item)
     )
     items | AskModel(
         doubles.model(double.base_url, timeout_s=300.0, deadline_s=300.0),
