@@ -26,6 +26,7 @@ from transforms.remote.settings import ModelSettings, read_models
 from transforms.repeats import DEFAULT_MEMORY_S
 
 ENGINES = ("pinned", "beam")
+ORDERS = ("none", "key")
 
 _DESCRIPTION = """\
 Asks a remote model about every event of a stream, without holding it up.
@@ -118,6 +119,12 @@ def parser() -> argparse.ArgumentParser:
         help=f"shards of the asynchronous step, fixed for a job's life, twice its parallelism (default: {DEFAULT_SHARDS})",
     )
     add(
+        "--order",
+        default="none",
+        choices=ORDERS,
+        help="none: each event leaves as soon as it can; key: those of one Kafka key leave in the order they were taken",
+    )
+    add(
         "--log_level",
         default="warning",
         choices=("debug", "info", "warning", "error"),
@@ -146,6 +153,7 @@ def read(arguments: Sequence[str]) -> Settings:
         repeat_memory_s=_at_least("--repeat_memory_s", own.repeat_memory_s, 0),
         shards=_shards(own.shards),
         max_pending=int(_at_least("--max_pending", own.max_pending, 1)),
+        order=own.order,
         beam_arguments=tuple(beam_arguments),
         log_level=own.log_level,
     )
@@ -174,6 +182,10 @@ def _check_together(settings: Settings, runner: Runner) -> None:
         raise SettingsError("--follow contradicts --input=FILE, which has an end; give kafka://… or leave --input out.")
     if settings.topics and settings.output is None and runner.reads_kafka:
         raise SettingsError("--topics contradicts the local run without --output, which watches the case's own topics.")
+    if settings.order == "key" and settings.repeat_memory_s > 0:
+        raise SettingsError(
+            "--order=key needs --repeat_memory_s=0; repeats are looked for by id, and there events of one key could pass each other."
+        )
     runner.check(settings.beam_arguments, settings.engine)
 
 

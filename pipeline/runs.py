@@ -55,6 +55,7 @@ def steps_of(settings: Settings, model: ModelSettings, **ask_options: Any) -> St
         repeat_memory_s=settings.repeat_memory_s,
         ask_options={"shards": settings.shards, "max_pending": settings.max_pending, **ask_options},
         topics=settings.topics,
+        keeps_order=settings.order == "key",
     )
 
 

@@ -53,5 +53,6 @@ class Settings:
     repeat_memory_s: float
     shards: int
     max_pending: int
+    order: str
     beam_arguments: tuple[str, ...]
     log_level: str
