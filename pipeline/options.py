@@ -20,13 +20,14 @@ from pipeline.registry import CASES, case_named
 from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from runners.runner import Runner
 from transforms.ask.shards import MAX_PARALLELISM
-from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS
+from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS, MODES
 from transforms.errors import SettingsError
 from transforms.remote.settings import ModelSettings, read_models
 from transforms.repeats import DEFAULT_MEMORY_S
 
 ENGINES = ("pinned", "beam")
 ORDERS = ("none", "key")
+ASK_MODES = ("auto", *MODES)
 
 _DESCRIPTION = """\
 Asks a remote model about every event of a stream, without holding it up.
@@ -125,6 +126,12 @@ def parser() -> argparse.ArgumentParser:
         help="none: each event leaves as soon as it can; key: those of one Kafka key leave in the order they were taken",
     )
     add(
+        "--ask_mode",
+        default="auto",
+        choices=ASK_MODES,
+        help="timers: the stream never waits for a call; bundles: each bundle waits for its calls, for runners without timers",
+    )
+    add(
         "--log_level",
         default="warning",
         choices=("debug", "info", "warning", "error"),
@@ -154,6 +161,7 @@ def read(arguments: Sequence[str]) -> Settings:
         shards=_shards(own.shards),
         max_pending=int(_at_least("--max_pending", own.max_pending, 1)),
         order=own.order,
+        ask_mode=runner.ask_mode if own.ask_mode == "auto" else own.ask_mode,
         beam_arguments=tuple(beam_arguments),
         log_level=own.log_level,
     )
@@ -186,6 +194,8 @@ def _check_together(settings: Settings, runner: Runner) -> None:
         raise SettingsError(
             "--order=key needs --repeat_memory_s=0; repeats are looked for by id, and there events of one key could pass each other."
         )
+    if settings.order == "key" and settings.ask_mode == "bundles":
+        raise SettingsError(f"--order=key needs --ask_mode=timers, which is not what {settings.runner} runs with here.")
     runner.check(settings.beam_arguments, settings.engine)
 
 

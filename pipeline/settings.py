@@ -54,5 +54,6 @@ class Settings:
     shards: int
     max_pending: int
     order: str
+    ask_mode: str
     beam_arguments: tuple[str, ...]
     log_level: str

@@ -105,6 +105,10 @@ WRONG: dict[str, tuple[Sequence[str], str]] = {
     "shards that are no number": (["--shards=x"], r"Argument --shards: .*'x'"),
     "order and repeats": (["--order=key"], r"--order=key needs --repeat_memory_s=0"),
     "unknown order": (["--order=id"], r"Argument --order: invalid choice: 'id'"),
+    "order in bundles": (
+        ["--order=key", "--repeat_memory_s=0", "--ask_mode=bundles"],
+        r"--order=key needs --ask_mode=timers",
+    ),
     "nothing pending": (["--max_pending=0"], r"--max_pending=0: must be at least 1"),
     "a negative memory": (["--repeat_memory_s=-1"], r"--repeat_memory_s=-1: must be at least 0"),
     "a memory without end": (["--repeat_memory_s=inf"], r"--repeat_memory_s=inf: "),

@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from transforms.ask.calls import Calls
+from transforms.ask.outcomes import prompt_failure
 from transforms.remote.client import Call, Outcome
 
 # The bag is written anew when this many done numbers lie in it and they outnumber the events that are not done.
@@ -252,8 +253,7 @@ class Shard:
         try:
             call = make_call(entry)
         except Exception as error:  # noqa: BLE001 - one event that cannot be asked about must not stop the stream
-            sentence = f"The messages for this record could not be made: {error!r}."
-            outcome = Outcome(entry.id, None, "prompt", sentence, entry.attempts, 0.0, 0.0, None)
+            outcome = prompt_failure(entry.id, error, entry.attempts)
             self._calls.settle(self.key, entry.key, outcome, entry.deadline_ms, entry.queue)
         else:
             self._calls.start(self.key, entry.key, call, queue=entry.queue)

@@ -24,7 +24,9 @@ from apache_beam.transforms.window import GlobalWindow, GlobalWindows, Timestamp
 from apache_beam.utils.timestamp import Timestamp
 
 from transforms.ask import calls
+from transforms.ask.bundlewise import AskInBundles
 from transforms.ask.holds import set_timer
+from transforms.ask.outcomes import ANSWERED, FAILED, to_record
 from transforms.ask.shard import Entry, Shard
 from transforms.ask.shards import shard_of, shard_of_key
 from transforms.ask.windows import KeepWindows, RestoreWindows, Second
@@ -39,8 +41,7 @@ DEFAULT_TICK_MS = 20
 DEFAULT_LISTEN_MS = 50
 DEFAULT_MAX_PENDING = 1_000
 
-ANSWERED = "answered"
-FAILED = "failed"
+MODES = ("timers", "bundles")
 
 Ask = Callable[[Any], tuple[Message, ...]]
 IdOf = Callable[[Any], str]
@@ -79,6 +80,9 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
     a time, and then gives way to other shards: for DirectRunner, which would otherwise show the first results with the last.
     Only for runners that fire an event-time timer that is set again at its own time; the others lose what is under way.
 
+    With the mode ``bundles`` the step uses neither state nor timers: each bundle ends with the last of its calls. That is for batches
+    on runners without timers in processing time; it keeps no order, and of the numbers only `max_pending` counts.
+
     Raises ValueError for numbers that make no sense. A call's failure never raises: it is in `Asked.failed`.
     """
 
@@ -88,6 +92,7 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
         ask: Ask,
         id_of: IdOf,
         *,
+        mode: str = "timers",
         order_key_of: OrderKeyOf | None = None,
         shards: int = DEFAULT_SHARDS,
         tick_ms: int = DEFAULT_TICK_MS,
@@ -102,7 +107,12 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
             raise ValueError(f"tick_ms and max_pending must be at least 1, and are {tick_ms} and {max_pending}.")
         if listen_ms < 0:
             raise ValueError(f"listen_ms must not be negative, and is {listen_ms}.")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, and is {mode}.")
+        if mode == "bundles" and order_key_of is not None:
+            raise ValueError("mode bundles keeps no order; use mode timers, or leave order_key_of out.")
         self._step = uuid.uuid4().hex
+        self._mode = mode
         self._model = model
         self._ask = ask
         self._id_of = id_of
@@ -149,24 +159,27 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
             "model": self._model,
             "ask": of(self._ask),
             "id_of": of(self._id_of),
-            "order_key_of": None if self._order_key_of is None else of(self._order_key_of),
             "max_pending": self._max_pending,
             "make_caller": self._make_caller,
         }
-        shard = beam.ParDo(_Shard(shards=self._shards, **common))
-        sharded = records | "Shard" >> shard.with_output_types(beam.typehints.Tuple[bytes, record_type])
-        ask = beam.ParDo(
-            _Ask(
-                coder=coder_of(record_type),
-                tick_ms=self._tick_ms,
-                listen_ms=self._listen_ms,
-                end_slice_s=self._end_slice_s,
-                **common,
+        if self._mode == "bundles":
+            asking, ask = records, beam.ParDo(AskInBundles(**common))
+        else:
+            common["order_key_of"] = None if self._order_key_of is None else of(self._order_key_of)
+            shard = beam.ParDo(_Shard(shards=self._shards, **common))
+            asking = records | "Shard" >> shard.with_output_types(beam.typehints.Tuple[bytes, record_type])
+            ask = beam.ParDo(
+                _Ask(
+                    coder=coder_of(record_type),
+                    tick_ms=self._tick_ms,
+                    listen_ms=self._listen_ms,
+                    end_slice_s=self._end_slice_s,
+                    **common,
+                )
             )
-        )
         # The label under which runners keep the state of a job: it must not follow the name of a class.
         ask.label = "Calls"
-        outputs = sharded | "Ask" >> ask.with_outputs(FAILED, main=ANSWERED)
+        outputs = asking | "Ask" >> ask.with_outputs(FAILED, main=ANSWERED)
         answered, failed = outputs[ANSWERED], outputs[FAILED]
         answered.element_type = beam.typehints.Tuple[record_type, Answer]
         failed.element_type = beam.typehints.Tuple[record_type, CallFailure]
@@ -419,24 +432,12 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         record = self._coder.decode(entry.payload)
         event_time = Timestamp(micros=entry.event_time_us)
         self._requests.inc(outcome.attempts)
-        if outcome.reply is None:
+        made = to_record(outcome, self._model.model, float(self._calls.clock.now_ms() - entry.taken_ms))
+        if isinstance(made, CallFailure):
             self._failures.inc()
-            failure = CallFailure(outcome.error_type or "call", outcome.error_message or "", outcome.attempts)
-            return beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, failure), event_time))
+            return beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, made), event_time))
         self._answers.inc()
-        reply = outcome.reply
-        answer = Answer(
-            text=reply.text,
-            model=reply.model or self._model.model,
-            endpoint=outcome.endpoint or "",
-            finish_reason=reply.finish_reason,
-            attempts=outcome.attempts,
-            prompt_tokens=reply.prompt_tokens or 0,
-            completion_tokens=reply.completion_tokens or 0,
-            model_ms=outcome.model_ms,
-            waited_ms=float(self._calls.clock.now_ms() - entry.taken_ms),
-        )
-        return TimestampedValue((record, answer), event_time)
+        return TimestampedValue((record, made), event_time)
 
     def _make_call(self, entry: Entry) -> Call:
         return _call(entry, self._ask(self._coder.decode(entry.payload)))
