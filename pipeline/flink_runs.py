@@ -28,6 +28,7 @@ from runners.flink import FlinkEndpoints
 from runners.flink_rest import FlinkRest
 from runners.local import topics
 from runners.local.stack import Stack
+from runners.runner import value_of
 from transforms import files, kafka
 from transforms.errors import SettingsError
 from transforms.metrics import RECORDS_IN, REPEATS, counter
@@ -303,7 +304,9 @@ class _Job:
         repeats = counter(result, REPEATS) or 0
         if self._job is not None and self._engine.rest is not None and self._engine.rest.was_restarted(self._job):
             self._console.print("The job was restarted on the way; repeats are counted since the last restart.")
-        return runs.conclude(self._console, progress, records, repeats, where, self._savepoint())
+        resumed = value_of(self._settings.beam_arguments, "--savepoint_path") is not None
+        savepoint = self._savepoint()
+        return runs.conclude(self._console, progress, records, repeats, where, resumed=resumed, savepoint=savepoint)
 
     def _savepoint(self) -> str | None:
         """Where the job's state lies, if somebody stopped it with a savepoint; a drain of ours leaves nothing in it."""

@@ -165,17 +165,27 @@ class Progress:
 
 
 def conclude(
-    console: Console, progress: Progress, events_in: int, repeats: int, where: str, savepoint: str | None = None
+    console: Console,
+    progress: Progress,
+    events_in: int,
+    repeats: int,
+    where: str,
+    *,
+    resumed: bool = False,
+    savepoint: str | None = None,
 ) -> int:
     """Prints the table and where the replies lie; returns 0 where every event is accounted for, else 1.
 
-    Events that a job stopped with a `savepoint` had under way are in it.
+    Events that a job stopped with a `savepoint` had under way are in it; a job that was `resumed` from one had more than it read.
     """
     print_table(console, progress.summary, events_in, repeats, progress.elapsed_s)
     console.print(f"replies in {where}")
     missing = unaccounted(progress.summary, events_in, repeats)
-    if missing > 0 and savepoint is not None:
-        console.print(f"{missing} events were under way; go on with --savepoint_path={savepoint}")
+    if savepoint is not None:
+        console.print(f"stopped with events under way; go on with --savepoint_path={savepoint}")
+        return 0
+    if missing < 0 and resumed:
+        console.print(f"{-missing} outcomes are of events that were under way in the savepoint.")
         return 0
     if missing:
         console.print(

@@ -42,7 +42,7 @@ def stop(engine: Stack, command: Command, job: str) -> str:
     """Stops the job with a savepoint, without a drain; returns where that lies."""
     rest(engine).stop_with_savepoint(job)
     assert command.wait() == 0, command.output
-    found = command.wait_for(r"events were under way; go on with --savepoint_path=(\S+)")
+    found = command.wait_for(r"stopped with events under way; go on with --savepoint_path=(\S+)")
     assert rest(engine).savepoint(job) == found.group(1)
     return found.group(1)
 
@@ -70,7 +70,8 @@ def test_stopped_rescaled_and_resumed(engine: Stack, topics: Topics, tmp_path: P
         with running(engine, topics, tmp_path, double.base_url, "--parallelism=1", resume) as (command, _):
             until("all are answered", lambda: len(topics.replies()) == 2 * BATCH, 60.0)
             command.interrupt()
-            command.wait()
+            assert command.wait() == 0, command.output
+            assert f"{2 * BATCH} outcomes are of events that were under way in the savepoint" in command.output
         attempts = double.stats().attempts
     found = topics.read()
     replies = [json.loads(message.value()) for message in found["support.chat.replies"]]

@@ -376,6 +376,31 @@ def test_order_holds_whatever_fails(seed: int) -> None:
     assert all(server.calls.open == 0 for server in servers)
 
 
+@pytest.mark.parametrize("queue_of", [lambda _: None, by_letter])
+def test_memory_is_flat_at_the_bound(server: Server, queue_of: Callable[[str], bytes | None]) -> None:
+    """At the bound nothing is taken until a call ends; however many events pass, what is remembered is that of the bound."""
+    bound, dice = 50, random.Random(0)
+    step = Step(Store(), server, queue_of)
+    emitted = 0
+    for number in range(5_000):
+        while server.calls.open >= bound:
+            open_ids = [call.id for call, _ in server._open]
+            server.finish(*dice.sample(open_ids, min(10, len(open_ids))))
+            emitted += len(step.bundle(hand_out=True))
+        step.bundle(take=[f"{'ab-'[number % 3]}{number}"])
+        assert len(server._open) <= bound
+        assert step.shard.pending <= 2 * bound
+        assert sizes(server.calls) <= 5 * bound
+        assert len(step.store.committed_bag) <= 4 * bound
+    assert emitted >= 5_000 - 2 * bound
+
+
+def sizes(calls: Calls) -> int:
+    """How many things the table of calls holds."""
+    places = sum(len(queues._places) + len(queues._queues) for queues in calls._queues.values())
+    return sum(map(len, calls._shards.values())) + sum(map(len, calls._ready.values())) + places
+
+
 def test_an_early_call_is_claimed_by_its_event(step: Step, server: Server) -> None:
     """A call that was started before its event arrived is found when it does, and its outcome leaves once."""
     server.calls.start_early(b"s", "a", Call(id="a", messages=(), deadline_ms=10**15))
