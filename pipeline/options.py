@@ -22,7 +22,8 @@ from runners.runner import Runner
 from transforms.ask.shards import MAX_PARALLELISM
 from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS, MODES
 from transforms.errors import SettingsError
-from transforms.remote.settings import ModelSettings, read_models
+from transforms.remote.models_file import read_models
+from transforms.remote.settings import ModelSettings
 from transforms.repeats import DEFAULT_MEMORY_S
 
 ENGINES = ("pinned", "beam")

@@ -27,7 +27,7 @@ class BelievesMemory(step._Ask):
 class HoldsAsBeamDoes(step._Ask):
     """Sets its timer without saying what it holds."""
 
-    def _set_tick(self, shard: Shard, cell: Any, tick: Any) -> None:
+    def _set_tick(self, shard: Shard, cell: Any, tick: Any, watchdog: Any) -> None:
         tick_us = self._calls.clock.now_ms() * 1_000 + self._tick_us
         tick.set(Timestamp(micros=tick_us))
         shard.mark_tick(cell, tick_us, shard.oldest_us)

@@ -79,4 +79,6 @@ def test_without_the_hold_a_late_outcome_is_lost(
     monkeypatch.setattr(step, "_Ask", broken.HoldsAsBeamDoes)
     with ModelDouble(0, latency_ms=10.0, faults=(held.SLOWLY,)) as slow:
         groups = held.run(options(engine), slow.base_url, tmp_path / "out", lead_s=8.0)
-    assert held.ids(groups) == [one for one in held.ALL if one != held.SLOW]
+    # Others may be late with it: those that were under way when their window ended.
+    assert held.SLOW not in held.ids(groups)
+    assert set(held.ids(groups)) < set(held.ALL)

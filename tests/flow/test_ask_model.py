@@ -49,7 +49,7 @@ def test_without_the_end_timer_all_is_lost_and_the_job_succeeds(
         assert any(len(out) < 20 for out in runs)
 
 
-def in_a_moment(self: Any, _shard: Shard, _cell: Any, tick: Any) -> None:
+def in_a_moment(self: Any, _shard: Shard, _cell: Any, tick: Any, _watchdog: Any) -> None:
     tick.set(Timestamp(micros=self._calls.clock.now_ms() * 1_000 + 20_000))
 
 
@@ -64,7 +64,7 @@ def in_a_moment(self: Any, _shard: Shard, _cell: Any, tick: Any) -> None:
 def test_a_failure_takes_the_other_road(double: ModelDouble, tmp_path: Path, fault: Fault, kind: str) -> None:
     """A call that fails for good gives the record and the reason on `failed`, with the attempts that were made."""
     double.set_faults(fault)
-    settings = model(double.base_url, retry=RetryPolicy(max_attempts=3, base_s=0.01, cap_s=0.02))
+    settings = model(double.base_url, retry=RetryPolicy(max_attempts=3, base_s=0.01, cap_s=0.02, wait_for_server=False))
     out = run_ask(beam_options(DIRECT), tmp_path / "out", names(3), settings)
     assert ids_of(out) == dict.fromkeys(names(3), 1)
     attempts = 1 if kind == "refused" else 3
@@ -196,7 +196,7 @@ def test_a_question_that_cannot_be_made(double: ModelDouble, tmp_path: Path, mon
 def choosy(item: doubles.Item) -> Any:
     if item.id == "e3":
         raise ValueError("no words")
-    return (doubles.Message("user", item.id),)
+    return doubles.Chat((doubles.Message("user", item.id),))
 
 
 def test_the_bound_holds(double: ModelDouble, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_failures_take_the_other_road(double: ModelDouble, tmp_path: Path, monke
 def choosy(item: doubles.Item) -> Any:
     if item.id == "e3":
         raise ValueError("no words")
-    return (doubles.Message("user", item.id),)
+    return doubles.Chat((doubles.Message("user", item.id),))
 
 
 def test_event_times_and_windows_are_kept(runner: dict[str, Any], double: ModelDouble, tmp_path: Path) -> None:

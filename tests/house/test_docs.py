@@ -27,9 +27,16 @@ from runners.local.ports import Ports
 from transforms import dead_letters, errors
 from transforms.files import WriteLines
 from transforms.records import DeadLetter, OutputRecord, SourceRecord
-from transforms.remote import settings
+from transforms.remote import models_file, protocols
+from transforms.remote.auth import Auth
+from transforms.remote.batcher import BatchSettings
+from transforms.remote.cache import CacheSettings
+from transforms.remote.hedge import HedgeSettings
 from transforms.remote.model_double import ModelDouble
-from transforms.remote.settings import read_models
+from transforms.remote.models_file import read_models
+from transforms.remote.probes import ProbeSettings
+from transforms.remote.settings import Endpoint, RetryPolicy
+from transforms.remote.streams import StreamSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND_LINE = "docs/reference/command-line.md"
@@ -64,6 +71,21 @@ def blocks(language: str, documents: list[Path] | None = None) -> list[Any]:
         for number, match in enumerate(BLOCK.finditer(path.read_text(encoding="utf-8")))
         if match[1] == language
     ]
+
+
+MODEL_KEYS = [
+    models_file.ModelKeys,
+    models_file.Limits,
+    RetryPolicy,
+    Auth,
+    Endpoint,
+    BatchSettings,
+    StreamSettings,
+    HedgeSettings,
+    CacheSettings,
+    ProbeSettings,
+]
+"""What has the keys of models.yaml."""
 
 
 def section(text: str, heading: str) -> str:
@@ -132,9 +154,7 @@ def test_commands_in_the_documents_have_flags_that_exist(block: str) -> None:
         runner.check([*rest, "--job_endpoint=host:1"], own.engine)
 
 
-@pytest.mark.parametrize(
-    "keys", [settings._ModelKeys, settings._Limits, settings.RetryPolicy, settings.Auth, settings.Endpoint]
-)
+@pytest.mark.parametrize("keys", MODEL_KEYS)
 def test_every_key_of_a_model_is_in_the_guide_with_its_default(keys: type[msgspec.Struct]) -> None:
     """The guide's tables name every key of models.yaml, and the default where there is one."""
     shown = re.findall(r"^\| `(\w+)` \| (.*?) \|", text_of(MODELS), re.MULTILINE)
@@ -150,17 +170,16 @@ def test_every_key_of_a_model_is_in_the_guide_with_its_default(keys: type[msgspe
 
 def test_the_guide_names_no_key_that_is_not_there() -> None:
     """Every key in the guide's tables with three columns is one that models.yaml takes."""
-    kinds = (settings._ModelKeys, settings._Limits, settings.RetryPolicy, settings.Auth, settings.Endpoint)
-    known = {name for kind in kinds for name in kind.__struct_fields__}
+    known = {name for kind in MODEL_KEYS for name in kind.__struct_fields__}
     assert set(first_cells(text_of(MODELS))) <= known
 
 
 @pytest.mark.parametrize(
     "words",
-    [settings.ROLES, settings.PROTOCOLS, settings._LATER_PROTOCOLS, settings._LATER_KEYS, settings._LATER_AUTH],
+    [models_file.ROLES, protocols.PROTOCOLS],
 )
-def test_roles_protocols_and_what_comes_later_are_in_the_guide(words: tuple[str, ...]) -> None:
-    """Each role, protocol and key that is known but not supported yet is named in the guide."""
+def test_roles_and_protocols_are_in_the_guide(words: tuple[str, ...]) -> None:
+    """Each role and protocol is named in the guide."""
     assert [word for word in words if f"`{word}`" not in text_of(MODELS)] == []
 
 

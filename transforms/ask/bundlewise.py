@@ -20,7 +20,8 @@ from transforms.ask import calls
 from transforms.ask.outcomes import FAILED, prompt_failure, to_record
 from transforms.metrics import NAMESPACE
 from transforms.records import CallFailure
-from transforms.remote.client import Call, Message
+from transforms.remote.client import Call
+from transforms.remote.questions import Question
 from transforms.remote.settings import ModelSettings
 
 _GLOBAL = (GlobalWindow(),)
@@ -37,7 +38,7 @@ class AskInBundles(beam.DoFn):  # type: ignore[misc]
         *,
         step: str,
         model: ModelSettings,
-        ask: Callable[[Any], tuple[Message, ...]],
+        ask: Callable[[Any], Question],
         id_of: Callable[[Any], str],
         max_pending: int,
         make_caller: calls.MakeCaller,
@@ -91,7 +92,7 @@ class AskInBundles(beam.DoFn):  # type: ignore[misc]
         key = str(self._number)
         self._taken[key] = (record, event_time, now_ms)
         try:
-            call = Call(id=event_id, messages=self._ask(record), deadline_ms=deadline_ms)
+            call = Call(id=event_id, question=self._ask(record), deadline_ms=deadline_ms)
         except Exception as error:  # noqa: BLE001 - one record that cannot be asked about must not stop the others
             self._calls.settle(self._place, key, prompt_failure(event_id, error), deadline_ms)
         else:

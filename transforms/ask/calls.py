@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from transforms.ask.queues import Queues
 from transforms.remote import loop
+from transforms.remote.chain import Chain
 from transforms.remote.client import Call, Client, Outcome
 from transforms.remote.clock import Clock, SystemClock
 from transforms.remote.settings import ModelSettings
@@ -384,8 +385,8 @@ MakeCaller = Callable[[ModelSettings, Clock], Caller]
 
 
 def make_client(settings: ModelSettings, clock: Clock) -> Caller:
-    """The client of the model server that `settings` name."""
-    return Client(settings, clock)
+    """The client of the model that `settings` name, with its fallbacks where it has some."""
+    return Client(settings, clock) if settings.fallback is None else Chain(settings, clock)
 
 
 def acquire(step: str, settings: ModelSettings, make_caller: MakeCaller = make_client) -> Calls:

@@ -27,10 +27,15 @@ def to_record(outcome: Outcome, model: str, waited_ms: float) -> Answer | CallFa
         completion_tokens=reply.completion_tokens or 0,
         model_ms=outcome.model_ms,
         waited_ms=waited_ms,
+        role=outcome.role,
+        source=outcome.source,
+        reason=outcome.reason,
+        value=reply.value,
+        first_token_ms=reply.first_token_ms,
     )
 
 
 def prompt_failure(event_id: str, error: Exception, attempts: int = 0) -> Outcome:
     """The outcome of an event about which no question can be made."""
-    sentence = f"The messages for this record could not be made: {error!r}."
+    sentence = f"The question about this record could not be made: {error!r}."
     return Outcome(event_id, None, "prompt", sentence, attempts, 0.0, 0.0, None)

@@ -78,7 +78,8 @@ class _Item(msgspec.Struct, array_like=True):
 class _Head(msgspec.Struct, array_like=True):
     """What the cell holds. `next_number` never goes back, so that a done number can never mean a later event.
 
-    `tick_us` is when the timer that hands out outcomes fires, `hold_us` the event time at which it holds the watermark.
+    `tick_us` is when the timer that hands out outcomes fires, `hold_us` the event time at which it holds the watermark,
+    `watchdog_us` when the one fires that stands in for it.
     """
 
     token: bytes = b""
@@ -87,6 +88,7 @@ class _Head(msgspec.Struct, array_like=True):
     end_set: bool = False
     tick_us: int = 0
     hold_us: int = 0
+    watchdog_us: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -163,6 +165,11 @@ class Shard:
         return self._head.hold_us
 
     @property
+    def watchdog_us(self) -> int:
+        """When the timer that stands in for a tick that does not come fires, in Unix microseconds; 0 where it was never set."""
+        return self._head.watchdog_us
+
+    @property
     def oldest_us(self) -> int:
         """The earliest event time of what is pending, in Unix microseconds. Raises ValueError where nothing is."""
         return min(entry.event_time_us for entry in self._entries.values())
@@ -170,6 +177,11 @@ class Shard:
     def mark_tick(self, cell: Cell, tick_us: int, hold_us: int) -> None:
         """Remembers, with the bundle, that the timer that hands out outcomes is set, for when, and what it holds."""
         self._head.tick_set, self._head.tick_us, self._head.hold_us = True, tick_us, hold_us
+        self._write_head(cell)
+
+    def mark_watchdog(self, cell: Cell, fire_us: int) -> None:
+        """Remembers, with the bundle, for when the timer is set that stands in for a tick that does not come."""
+        self._head.watchdog_us = fire_us
         self._write_head(cell)
 
     def mark_no_tick(self, cell: Cell) -> None:

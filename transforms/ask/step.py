@@ -33,7 +33,8 @@ from transforms.ask.windows import KeepWindows, RestoreWindows, Second
 from transforms.coders import coder_of
 from transforms.metrics import NAMESPACE
 from transforms.records import Answer, CallFailure
-from transforms.remote.client import Call, Message, Outcome
+from transforms.remote.client import Call, Outcome
+from transforms.remote.questions import Question
 from transforms.remote.settings import ModelSettings
 
 DEFAULT_SHARDS = 8
@@ -41,9 +42,12 @@ DEFAULT_TICK_MS = 20
 DEFAULT_LISTEN_MS = 50
 DEFAULT_MAX_PENDING = 1_000
 
+WATCHDOG_US = 3_000_000
+"""How long at least the watchdog waits for a tick, in microseconds; twice as long at most."""
+
 MODES = ("timers", "bundles")
 
-Ask = Callable[[Any], tuple[Message, ...]]
+Ask = Callable[[Any], Question]
 IdOf = Callable[[Any], str]
 OrderKeyOf = Callable[[Any], bytes | None]
 
@@ -61,7 +65,7 @@ class Asked(NamedTuple):
 class AskModel(beam.PTransform):  # type: ignore[misc]
     """Asks a model server about each record of a PCollection[T]; gives an `Asked`.
 
-    `ask` makes the messages for a record, `id_of` its id: both must be importable on workers, and give the same for the same
+    `ask` makes the question about a record, `id_of` its id: both must be importable on workers, and give the same for the same
     record, since a call is made again after a restore. The id is the call's `Idempotency-Key`; records with equal ids are
     asked about separately. Records keep their event time and their windows. The watermark behind the step waits for what is under way,
     on runners that know holds.
@@ -240,10 +244,10 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
 
     def _call(self, event_id: str, record: Any) -> Call | None:
         try:
-            messages = self._ask(record)
+            question = self._ask(record)
         except Exception:  # noqa: BLE001 - the step that keeps the record meets it again, and says so
             return None
-        return Call(id=event_id, messages=messages, deadline_ms=_deadline_ms(self._calls, self._model))
+        return Call(id=event_id, question=question, deadline_ms=_deadline_ms(self._calls, self._model))
 
 
 def wait_below(running: calls.Calls, most: int) -> None:
@@ -262,6 +266,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
     CELL = ReadModifyWriteStateSpec("cell", coders.BytesCoder())
     BAG = BagStateSpec("bag", coders.BytesCoder())
     TICK = TimerSpec("tick", TimeDomain.REAL_TIME)
+    WATCHDOG = TimerSpec("watchdog", TimeDomain.REAL_TIME)
     END = TimerSpec("end", TimeDomain.WATERMARK)
 
     def __init__(
@@ -314,6 +319,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         cell: Any = beam.DoFn.StateParam(CELL),
         bag: Any = beam.DoFn.StateParam(BAG),
         tick: Any = beam.DoFn.TimerParam(TICK),
+        watchdog: Any = beam.DoFn.TimerParam(WATCHDOG),
         end: Any = beam.DoFn.TimerParam(END),
     ) -> Iterator[Any]:
         key, record = element
@@ -333,7 +339,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
             end.set(GlobalWindow().max_timestamp())
             shard.mark_end(cell)
         if not shard.tick_set:
-            self._set_tick(shard, cell, tick)
+            self._set_tick(shard, cell, tick, watchdog)
         elif event_time.micros < shard.hold_us:
             # Its time stays: a timer that is moved by each record would never fire.
             set_timer(tick, shard.tick_us, event_time.micros)
@@ -347,11 +353,28 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         cell: Any = beam.DoFn.StateParam(CELL),
         bag: Any = beam.DoFn.StateParam(BAG),
         tick: Any = beam.DoFn.TimerParam(TICK),
+        watchdog: Any = beam.DoFn.TimerParam(WATCHDOG),
     ) -> Iterator[Any]:
-        """Listens, and hands out each outcome as it comes; listens again in a tick while anything is under way.
+        """Listens, and hands out each outcome as it comes; listens again in a tick while anything is under way."""
+        yield from self._listen(key, cell, bag, tick, watchdog)
 
-        What it gives goes on at once, before the bundle ends. While it listens no record can be taken by this thread; their
-        calls are under way all the same. It stops early where another shard of this thread has something to hand out.
+    @on_timer(WATCHDOG)  # type: ignore[untyped-decorator]
+    def on_watchdog(
+        self,
+        key: Any = beam.DoFn.KeyParam,
+        cell: Any = beam.DoFn.StateParam(CELL),
+        bag: Any = beam.DoFn.StateParam(BAG),
+        tick: Any = beam.DoFn.TimerParam(TICK),
+        watchdog: Any = beam.DoFn.TimerParam(WATCHDOG),
+    ) -> Iterator[Any]:
+        """No tick for so long: it was lost, as some are where Flink stops a job with a savepoint. Does what it would have done."""
+        yield from self._listen(key, cell, bag, tick, watchdog)
+
+    def _listen(self, key: bytes, cell: Any, bag: Any, tick: Any, watchdog: Any) -> Iterator[Any]:
+        """Hands out what comes within `listen_s`.
+
+        What it gives goes on at once, before the bundle ends. While it listens no record can be taken by this thread; their calls
+        are under way all the same. It stops early where another shard of this thread has something to hand out.
         """
         shard = self._touch(key, cell, bag)
         clock = self._calls.clock
@@ -364,7 +387,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
                 break
             yield from self._hand_out(shard, cell, bag)
         if shard.pending:
-            self._set_tick(shard, cell, tick)
+            self._set_tick(shard, cell, tick, watchdog)
         else:
             shard.mark_no_tick(cell)
 
@@ -375,6 +398,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         cell: Any = beam.DoFn.StateParam(CELL),
         bag: Any = beam.DoFn.StateParam(BAG),
         tick: Any = beam.DoFn.TimerParam(TICK),
+        watchdog: Any = beam.DoFn.TimerParam(WATCHDOG),
         end: Any = beam.DoFn.TimerParam(END),
     ) -> Iterator[Any]:
         """The input has ended or the job is drained: waits for everything under way. Every call ends by its deadline."""
@@ -394,6 +418,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         # A timer that is set holds the watermark, and Flink no longer fires those in processing time once the input has ended:
         # it would wait for this one for ever, in a loop without a pause (ExecutableStageDoFnOperator.flushData).
         tick.clear()
+        watchdog.clear()
         shard.mark_no_tick(cell)
 
     def _touch(self, key: bytes, cell: Any, bag: Any) -> Shard:
@@ -408,12 +433,16 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
     def _new_shard(self, key: bytes) -> Shard:
         return Shard(key, self._calls, self._make_call, self._instance)
 
-    def _set_tick(self, shard: Shard, cell: Any, tick: Any) -> None:
+    def _set_tick(self, shard: Shard, cell: Any, tick: Any, watchdog: Any) -> None:
         # Each tick is a bundle, with a round trip to the runner. While a slow model gives nothing, ticks a tenth of the wait
         # apart cost little, and delay a result by a tenth of what it took, by ten ticks at most.
         delay_us = min(max(1_000, shard.quiet_ms * 100), 10 * self._tick_us)
         tick_us, hold_us = self._calls.clock.now_ms() * 1_000 + delay_us, shard.oldest_us
         set_timer(tick, tick_us, hold_us)
+        if shard.watchdog_us < tick_us + WATCHDOG_US:
+            # Always ahead of the ticks, so that it fires only when they do not. It holds nothing: it may outlast what is under way.
+            set_timer(watchdog, tick_us + 2 * WATCHDOG_US, GlobalWindow().max_timestamp().micros)
+            shard.mark_watchdog(cell, tick_us + 2 * WATCHDOG_US)
         shard.mark_tick(cell, tick_us, hold_us)
 
     def _wait_below_bound(self, shard: Shard, cell: Any, bag: Any) -> Iterator[Any]:
@@ -443,5 +472,5 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         return _call(entry, self._ask(self._coder.decode(entry.payload)))
 
 
-def _call(entry: Entry, messages: tuple[Message, ...]) -> Call:
-    return Call(id=entry.id, messages=messages, deadline_ms=entry.deadline_ms, attempts=entry.attempts)
+def _call(entry: Entry, question: Question) -> Call:
+    return Call(id=entry.id, question=question, deadline_ms=entry.deadline_ms, attempts=entry.attempts)
