@@ -23,6 +23,7 @@ from transforms.ask.shards import MAX_PARALLELISM
 from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS, MODES
 from transforms.errors import SettingsError
 from transforms.remote.models_file import read_models
+from transforms.remote.prometheus import PORTS, parse_address
 from transforms.remote.settings import ModelSettings
 from transforms.repeats import DEFAULT_MEMORY_S
 
@@ -133,6 +134,11 @@ def parser() -> argparse.ArgumentParser:
         help="timers: the stream never waits for a call; bundles: each bundle waits for its calls, for runners without timers",
     )
     add(
+        "--metrics_port",
+        metavar="[HOST:]PORT",
+        help=f"each worker process shows its metrics to Prometheus on the first free of {PORTS} ports (default: none does)",
+    )
+    add(
         "--log_level",
         default="warning",
         choices=("debug", "info", "warning", "error"),
@@ -165,6 +171,7 @@ def read(arguments: Sequence[str]) -> Settings:
         ask_mode=runner.ask_mode if own.ask_mode == "auto" else own.ask_mode,
         beam_arguments=tuple(beam_arguments),
         log_level=own.log_level,
+        metrics_port=_metrics_port(own.metrics_port),
     )
     _check_together(settings, runner)
     return settings
@@ -371,6 +378,16 @@ def _at_least(flag: str, value: float, least: float) -> float:
             f"{flag}={value:g}: must be at least {least:g}{'' if value < least else ' and have an end'}."
         )
     return value
+
+
+def _metrics_port(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        parse_address(text)
+    except SettingsError as error:
+        raise SettingsError(f"--metrics_port={text}: {error}") from None
+    return text
 
 
 def _shards(value: int) -> int:

@@ -18,7 +18,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms.ask import calls
 from transforms.ask.outcomes import FAILED, prompt_failure, to_record
-from transforms.metrics import NAMESPACE
+from transforms.metrics import NAMESPACE, BeamBridge
 from transforms.records import CallFailure
 from transforms.remote.client import Call
 from transforms.remote.questions import Question
@@ -59,6 +59,7 @@ class AskInBundles(beam.DoFn):  # type: ignore[misc]
         self._requests = Metrics.counter(NAMESPACE, "requests")
         self._answers = Metrics.counter(NAMESPACE, "answers")
         self._failures = Metrics.counter(NAMESPACE, "failures")
+        self._bridge = BeamBridge(self._calls.telemetry, self._calls.clock)
 
     def teardown(self) -> None:
         calls.release(self._step)
@@ -68,6 +69,7 @@ class AskInBundles(beam.DoFn):  # type: ignore[misc]
         for key in self._taken:
             self._calls.drop(self._place, key)
         self._taken.clear()
+        self._bridge.start_bundle()
 
     def process(self, record: Any, timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[Any]:
         while self._calls.open >= self._max_pending:
@@ -84,6 +86,7 @@ class AskInBundles(beam.DoFn):  # type: ignore[misc]
             yield from self._hand_out()
             if self._taken:
                 self._calls.wait_for_completion(seen, timeout_s=1.0)
+        self._bridge.finish_bundle(idle=not self._calls.running)
 
     def _start(self, record: Any, event_time: Timestamp) -> None:
         now_ms, event_id = self._calls.clock.now_ms(), self._id_of(record)

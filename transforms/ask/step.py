@@ -31,7 +31,7 @@ from transforms.ask.shard import Entry, Shard
 from transforms.ask.shards import shard_of, shard_of_key
 from transforms.ask.windows import KeepWindows, RestoreWindows, Second
 from transforms.coders import coder_of
-from transforms.metrics import NAMESPACE
+from transforms.metrics import NAMESPACE, BeamBridge
 from transforms.records import Answer, CallFailure
 from transforms.remote.client import Call, Outcome
 from transforms.remote.questions import Question
@@ -304,6 +304,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         self._requests = Metrics.counter(NAMESPACE, "requests")
         self._answers = Metrics.counter(NAMESPACE, "answers")
         self._failures = Metrics.counter(NAMESPACE, "failures")
+        self._bridge = BeamBridge(self._calls.telemetry, self._calls.clock)
 
     def teardown(self) -> None:
         self._calls.leave(self._instance)
@@ -311,6 +312,10 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         self._touched.clear()
+        self._bridge.start_bundle()
+
+    def finish_bundle(self) -> None:
+        self._bridge.finish_bundle(idle=not self._calls.running)
 
     def process(
         self,
