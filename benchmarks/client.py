@@ -24,7 +24,8 @@ from benchmarks.profile import Profile
 from benchmarks.rig import model_server
 from transforms.remote.client import Call, Client
 from transforms.remote.loop import new_event_loop
-from transforms.remote.openai_chat import Message, request_body
+from transforms.remote.openai_chat import request_body
+from transforms.remote.questions import Chat, Message
 from transforms.remote.settings import Endpoint, ModelSettings
 
 COMMAND = "scripts/bench client"
@@ -52,7 +53,7 @@ def through(client: Client) -> Ask:
 
     async def ask(identity: str) -> None:
         deadline_ms = round((time.time() + _DEADLINE_S) * 1_000)
-        outcome = await client.call(Call(identity, (Message("user", records.text_of(identity)),), deadline_ms))
+        outcome = await client.call(Call(identity, Chat((Message("user", records.text_of(identity)),)), deadline_ms))
         if outcome.reply is None:
             raise RuntimeError(f"The client gave no reply: {outcome.error_message}")
 

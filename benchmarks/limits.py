@@ -136,7 +136,9 @@ class Figures(msgspec.Struct, frozen=True):
     refused_share: float
 
 
-def measure(server: Behaviour | Schedule, settings: ConcurrencySettings, seconds: float, warm_s: float, seed: int) -> Figures:
+def measure(
+    server: Behaviour | Schedule, settings: ConcurrencySettings, seconds: float, warm_s: float, seed: int
+) -> Figures:
     """Run one caller for `seconds` and return its figures after the first `warm_s`."""
     clock = VirtualClock(seed)
     caller = Caller(clock, SimulatedServer(clock, {URL: server}, seed), make_limit(settings))

@@ -13,8 +13,7 @@ import msgspec
 
 from benchmarks import wire_grpc
 from transforms.remote import open_inference, openai_chat
-from transforms.remote.open_inference import Tensor
-from transforms.remote.openai_chat import Message
+from transforms.remote.questions import Message, Tensor
 
 GZIP_LEVEL = 6
 """Python's and nginx's middle; a higher one takes more time for hardly fewer bytes."""
