@@ -58,7 +58,8 @@ def running(folder: Path, features: Sequence[int]) -> Iterator[tuple[str, str]]:
     log = folder / "mlserver.log"
     with open(log, "w") as out:
         process = subprocess.Popen(
-            [str(python.parent / "mlserver"), "start", str(folder)],
+            # Its own script names the folder in which the environment was made.
+            [str(python), "-c", "from mlserver.cli import main; main()", "start", str(folder)],
             cwd=folder,
             env={**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"},
             stdin=subprocess.DEVNULL,
