@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a setting of a contestant, such as ours.tick_ms=10",
     )
     parser.add_argument(
-        "--publish", action="store_true", help="write benchmarks/results and docs/benchmarks.md also with --only"
+        "--publish",
+        action="store_true",
+        help="write benchmarks/results and docs/benchmarks.md also with --only; published runs that are not done again stay",
     )
     parser.add_argument("--json", type=Path, help="write all figures to this file as well")
     parser.add_argument("--keep", type=Path, help="keep the stack's logs and the samples in this folder")
@@ -145,13 +147,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     beam = words[words.index("--") + 1 :] if "--" in words else []
     given = _parser().parse_args(words[: words.index("--")] if "--" in words else words)
     try:
-        return _run(given, tuple(beam))
+        return _run(given, tuple(beam), _command(words))
     except FarcallError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
 
 
-def _run(given: argparse.Namespace, beam: tuple[str, ...]) -> int:
+def _run(given: argparse.Namespace, beam: tuple[str, ...], command: str) -> int:
     runs, rounds = _planned(given)
     minutes = plan.about_s(runs) * rounds / 60.0
     _say(f"{len(runs) * rounds} runs in {rounds} {'round' if rounds == 1 else 'rounds'}, about {minutes:.0f} minutes")
@@ -172,8 +174,15 @@ def _run(given: argparse.Namespace, beam: tuple[str, ...]) -> int:
             stack.down()
     results = report.summaries(session.runs)
     _say(f"\n{report.tables(results)}\n{report.ratios(results)}\n{report.parts_table(session.runs)}")
-    _write(given, session, publish=given.publish or given.only is None)
+    _write(given, command, session, publish=given.publish or given.only is None)
     return 1 if session.failures else 0
+
+
+def _command(words: Sequence[str]) -> str:
+    """What was typed, without the words that only say where something is written."""
+    return " ".join(
+        ["scripts/bench", *(word for word in words if not word.startswith(("--json", "--keep", "--publish")))]
+    )
 
 
 def _planned(given: argparse.Namespace) -> tuple[list[Run], int]:
@@ -189,13 +198,14 @@ def _planned(given: argparse.Namespace) -> tuple[list[Run], int]:
     return plan.planned(kinds, rates, names, load, given.only is not None), given.runs or (1 if short else FULL_RUNS)
 
 
-def _write(given: argparse.Namespace, session: _Session, *, publish: bool) -> None:
-    command = " ".join(["scripts/bench", *(["--quick"] if given.quick else [])])
+def _write(given: argparse.Namespace, command: str, session: _Session, *, publish: bool) -> None:
     found = published.result(command, {}, runs=session.runs, failures=session.failures)
+    whole = msgspec.json.encode(found)
     if given.json:
-        given.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+        given.json.write_bytes(msgspec.json.format(whole))
     if publish:
-        published.write("streams", found)
+        # Runs as they are read back: both sides of the merge have the same form.
+        published.write("streams", document.merged(published.read("streams"), msgspec.json.decode(whole)))
         document.write()
 
 

@@ -81,6 +81,26 @@ def figures_of(found: Mapping[str, Any]) -> Figures:
     return msgspec.convert({name: unknown if value is None else value for name, value in found.items()}, Figures)
 
 
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """A streams' result with those runs of `old` that `new` did not do again, at their scenario, rate and contestant.
+
+    What failed in `old` stays until it was tried again. The commands of both are named, as long as runs of theirs are there.
+    """
+    again = {_place(run) for run in new["runs"]} | {_place_of_failure(one) for one in new["failures"]}
+    kept = [run for run in old.get("runs", []) if _place(run) not in again]
+    failures = [one for one in old.get("failures", []) if _place_of_failure(one) not in again]
+    commands = f"{old['command']}`, `{new['command']}" if kept and old["command"] != new["command"] else new["command"]
+    return {**new, "command": commands, "runs": [*kept, *new["runs"]], "failures": [*failures, *new["failures"]]}
+
+
+def _place(run: Mapping[str, Any]) -> str:
+    return f"{run['contestant']}, {run['scenario']}, {run['offered_per_s']:g}/s"
+
+
+def _place_of_failure(sentence: str) -> str:
+    return "/s".join(sentence.split("/s")[:1]) + "/s"
+
+
 def text(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The page, from the published result of each program by its name."""
     parts = [_HEAD]

@@ -14,20 +14,10 @@ import pathway as pw
 _DEADLINE_S = 120.0
 
 
-class Event(pw.Schema):  # type: ignore[misc]
-    """A question."""
-
-    id: str
-    due_us: int
-    text: str
-
-
 class Output(pw.Schema):  # type: ignore[misc]
-    """Its answer."""
+    """An answer, as JSON: the engine keeps the name of an event's field, `id`, for itself."""
 
-    id: str
-    due_us: int
-    reply: str
+    output: str
 
 
 class AskModel(pw.AsyncTransformer, output_schema=Output):  # type: ignore[misc, call-arg]
@@ -38,16 +28,17 @@ class AskModel(pw.AsyncTransformer, output_schema=Output):  # type: ignore[misc,
         self._url = f"{url}/chat/completions"
         self._session: aiohttp.ClientSession | None = None
 
-    async def invoke(self, id: str, due_us: int, text: str) -> dict[str, Any]:  # noqa: A002 - the column's name
+    async def invoke(self, data: str) -> dict[str, Any]:
         """Gives one row."""
+        event = json.loads(data)
         # A session belongs to the loop it is made on.
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        body = {"model": "bench", "messages": [{"role": "user", "content": text}]}
-        async with self._session.post(self._url, json=body, headers={"Idempotency-Key": id}) as answer:
+        body = {"model": "bench", "messages": [{"role": "user", "content": event["text"]}]}
+        async with self._session.post(self._url, json=body, headers={"Idempotency-Key": event["id"]}) as answer:
             answer.raise_for_status()
             reply = (await answer.json())["choices"][0]["message"]["content"]
-        return {"id": id, "due_us": due_us, "reply": reply}
+        return {"output": json.dumps({"id": event["id"], "due_us": event["due_us"], "reply": reply})}
 
 
 def main() -> None:
@@ -57,16 +48,17 @@ def main() -> None:
     events = pw.io.kafka.read(
         {**kafka, "group.id": given["name"], "auto.offset.reset": "earliest", "fetch.wait.max.ms": "10"},
         topic=given["topic_in"],
-        schema=Event,
-        format="json",
+        format="plaintext",
         autocommit_duration_ms=int(given["commit_ms"]),
     )
-    asked = AskModel(given["url"], input_table=events, autocommit_duration_ms=int(given["commit_ms"])).with_options(
+    asked = AskModel(
+        given["url"], input_table=events.select(events.data), autocommit_duration_ms=int(given["commit_ms"])
+    ).with_options(
         capacity=int(given["capacity"]),
         timeout=_DEADLINE_S,
         retry_strategy=pw.udfs.FixedDelayRetryStrategy(max_retries=int(given["retries"]), delay_ms=1_000),
     )
-    pw.io.kafka.write(asked.successful, {**kafka, "linger.ms": "2"}, given["topic_out"], format="json")
+    pw.io.kafka.write(asked.successful, {**kafka, "linger.ms": "2"}, given["topic_out"], format="plaintext")
     print("running", flush=True)
     pw.run(monitoring_level=pw.MonitoringLevel.NONE)
 

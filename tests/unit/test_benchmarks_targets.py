@@ -123,6 +123,23 @@ def test_runs_come_back_from_json_as_they_were(tmp_path: Path) -> None:
     assert math.isnan(second.p50_ms)
 
 
+def test_what_is_published_stays_until_it_is_done_again() -> None:
+    """Runs of the same scenario, rate and contestant are replaced, others stay; so do failures, until tried again."""
+    one, other = ({"contestant": name, "scenario": "steady", "offered_per_s": 400.0} for name in ("ours", "peer"))
+    old = {
+        "command": "a",
+        "runs": [one, one, other],
+        "failures": ["x, steady, 400/s: broke", "ours, steady, 50/s: at /s"],
+    }
+    new = {"command": "b", "runs": [{**one, "new": True}], "failures": ["x, steady, 400/s: broke again"]}
+    found = document.merged(old, new)
+    assert found["runs"] == [other, {**one, "new": True}]
+    assert found["failures"] == ["ours, steady, 50/s: at /s", "x, steady, 400/s: broke again"]
+    assert found["command"] == "a`, `b"
+    assert document.merged({}, new)["runs"] == new["runs"]
+    assert document.merged({**old, "runs": [one]}, new)["command"] == "b"
+
+
 def test_the_page_is_made_of_what_is_published_alone() -> None:
     """Without results there is the table of targets, nothing measured; with a client's result its section is there."""
     empty = document.text({})
