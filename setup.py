@@ -37,6 +37,8 @@ setup(
         "orjson==3.13.0",
         "phonenumbers==9.0.43",
         "py3langid==0.4.0",
+        "ddsketch==3.0.1",
+        "prometheus-client==0.26.0",
         "PyYAML==6.0.3",
         "requests==2.34.2",
         "rich==15.0.0",

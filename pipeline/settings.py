@@ -39,8 +39,8 @@ class Settings:
     """Everything the command line says.
 
     `input` None means the sample events of the case; `output` None the folder ``out`` or, with the local stack, its Kafka.
-    `models` None means the embedded model. `repeat_memory_s` is in seconds.
-    `orders` is the database of orders, `lookups` how it is asked; `samples`: what is read are the case's own samples.
+    `models` None means the embedded model. `repeat_memory_s` is in seconds. `orders` is the database of orders, `lookups` how it is
+    asked; `samples`: what is read are the case's own samples. `metrics_port` is PORT or HOST:PORT, None for no page.
     `beam_arguments` are Beam's own flags, untouched.
     """
 
@@ -57,8 +57,11 @@ class Settings:
     repeat_memory_s: float
     shards: int
     max_pending: int
+    order: str
+    ask_mode: str
     beam_arguments: tuple[str, ...]
     log_level: str
     orders: DatabaseSettings | None = None
     lookups: LookupSettings = field(default_factory=LookupSettings)
     samples: bool = False
+    metrics_port: str | None = None

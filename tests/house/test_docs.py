@@ -24,17 +24,21 @@ from pipeline.registry import CASES
 from runners.local import __main__ as stack_command
 from runners.local.parts import PARTS
 from runners.local.ports import Ports
-from transforms import dead_letters, errors
+from transforms import dead_letters, errors, metrics
 from transforms.files import WriteLines
 from transforms.records import DeadLetter, OutputRecord, SourceRecord
-from transforms.remote import models_file, protocols
+from transforms.remote import models_file, names, prometheus, protocols, telemetry
 from transforms.remote.auth import Auth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
+from transforms.remote.concurrency import ConcurrencySettings
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.model_double import ModelDouble
 from transforms.remote.models_file import read_models
+from transforms.remote.names import INSTRUMENTS
 from transforms.remote.probes import ProbeSettings
+from transforms.remote.quota import QuotaSettings
+from transforms.remote.quota_redis import SharedQuotaSettings
 from transforms.remote.settings import Endpoint, RetryPolicy
 from transforms.remote.streams import StreamSettings
 
@@ -84,6 +88,9 @@ MODEL_KEYS = [
     HedgeSettings,
     CacheSettings,
     ProbeSettings,
+    ConcurrencySettings,
+    QuotaSettings,
+    SharedQuotaSettings,
 ]
 """What has the keys of models.yaml."""
 
@@ -329,6 +336,37 @@ def test_the_stages_of_the_graph_are_in_the_guide() -> None:
     stages = set(re.findall(r"stage=\"(\w+)\"", text_of("pipeline/build.py")))
     assert stages <= set(first_cells(section(text_of(DEAD_LETTERS), "Stages and kinds")))
     assert stages
+
+
+METRICS = "docs/reference/metrics.md"
+
+
+def test_every_instrument_is_in_the_reference_as_it_is() -> None:
+    """The table of metrics has exactly the instruments of the code, each with its kind, unit, labels and meaning."""
+    rows = re.findall(r"^\| (.+) \|$", section(text_of(METRICS), "Of the client"), re.MULTILINE)
+    expected = [
+        f"`{one.name}` | {one.kind} | {one.unit} | {', '.join(f'`{label}`' for label in one.labels)} | {one.description}"
+        for one in INSTRUMENTS
+    ]
+    assert rows[1:] == expected
+
+
+def test_every_counter_of_the_steps_is_in_the_reference() -> None:
+    """The table of Beam's counters has exactly those that the steps count."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "transforms").rglob("*.py"))
+    counted = {*re.findall(r"Metrics\.counter\(NAMESPACE, \"(\w+)\"\)", code), metrics.RECORDS_IN, metrics.REPEATS}
+    assert set(first_cells(section(text_of(METRICS), "Of the steps"))) == counted
+
+
+def test_the_words_of_the_reference_of_metrics_are_those_of_the_code() -> None:
+    """The version of the conventions, the bounds and the quantiles that the reference names are the code's."""
+    text = text_of(METRICS)
+    version = re.search(r"semantic conventions ([\d.]+)", names.__doc__ or "")
+    assert version
+    assert f"({version[1]})" in text
+    assert f"at most {telemetry.MOST_SERIES} series" in text
+    assert f"one of {prometheus.PORTS} " in text
+    assert ", ".join(f"{share:g}" for share in names.QUANTILES[:-1]) in text
 
 
 def test_every_module_is_in_the_code_map() -> None:
