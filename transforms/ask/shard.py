@@ -196,6 +196,12 @@ class Shard:
             self._head.end_set = True
             self._write_head(cell)
 
+    def mark_no_end(self, cell: Cell) -> None:
+        """Remembers, with the bundle, that the timer of the end of the window has fired."""
+        if self._head.end_set:
+            self._head.end_set = False
+            self._write_head(cell)
+
     def _is_used(self, key: str) -> bool:
         # A call whose outcome was handed out is dropped once that is confirmed: it must not serve another event meanwhile.
         return key in self._entries or key in self._unconfirmed

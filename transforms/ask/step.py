@@ -425,6 +425,8 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         tick.clear()
         watchdog.clear()
         shard.mark_no_tick(cell)
+        # Prism fires early where a step before this one is slow: what comes after that needs the timer again.
+        shard.mark_no_end(cell)
 
     def _touch(self, key: bytes, cell: Any, bag: Any) -> Shard:
         shard = self._memory.get(key)
