@@ -31,11 +31,14 @@ from transforms.remote import models_file, names, prometheus, protocols, telemet
 from transforms.remote.auth import Auth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
+from transforms.remote.concurrency import ConcurrencySettings
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.model_double import ModelDouble
 from transforms.remote.models_file import read_models
 from transforms.remote.names import INSTRUMENTS
 from transforms.remote.probes import ProbeSettings
+from transforms.remote.quota import QuotaSettings
+from transforms.remote.quota_redis import SharedQuotaSettings
 from transforms.remote.settings import Endpoint, RetryPolicy
 from transforms.remote.streams import StreamSettings
 
@@ -85,6 +88,9 @@ MODEL_KEYS = [
     HedgeSettings,
     CacheSettings,
     ProbeSettings,
+    ConcurrencySettings,
+    QuotaSettings,
+    SharedQuotaSettings,
 ]
 """What has the keys of models.yaml."""
 

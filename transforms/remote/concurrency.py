@@ -60,6 +60,7 @@ Verdict = Literal["ok", "throttled", "overloaded", "failed", "cancelled"]
 
 _FEWEST, _ENOUGH, _HEAVIEST = 5, 100, 500
 _FOLLOW = 0.3
+_ESTABLISHED = 300
 _GREATEST_SHARE_OF_STEP = 8
 
 
@@ -188,6 +189,8 @@ class AimdLimit:
             return
         if self._proof is None:
             self._proof = _Proof(self._limit, mean, self._growth.state)
+        if not self._proof.settled:
+            self._proof.mean = max(self._proof.mean, mean)  # what a change did may still be on its way
         if self._limit > max(self._settings.least, int(self._proof.limit * self._settings.proof_ratio)):
             self._cut(now_s)
         elif not self._proof.settled:
@@ -350,7 +353,7 @@ class _Reference:
         self.log_s, self.weight, self._found_at = log_s, min(_HEAVIEST, replies), limit
 
     def follow(self, log_s: float, replies: int, limit: int) -> None:
-        if log_s < self.log_s or limit <= self._found_at or self.weight < _ENOUGH:
+        if log_s < self.log_s or limit <= self._found_at or self.weight < _ESTABLISHED:
             weight = self.weight + replies
             self.set(self.log_s + replies / weight * (log_s - self.log_s), weight, limit)
 

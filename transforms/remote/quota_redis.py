@@ -32,6 +32,7 @@ import msgspec
 
 from transforms.errors import SettingsError
 from transforms.remote import ranges
+from transforms.remote.auth import Auth
 from transforms.remote.clock import Clock
 from transforms.remote.quota import Quota
 
@@ -74,7 +75,7 @@ return {grant, begins_us}
 class SharedQuotaSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where a shared quota is kept. `name` is that of the quota: the same in all processes that share it, one per endpoint.
 
-    `timeout_ms` is the patience with one answer of Redis.
+    `timeout_ms` is the patience with one answer of Redis, whose password is found through `auth`.
     """
 
     url: str
@@ -82,6 +83,7 @@ class SharedQuotaSettings(msgspec.Struct, frozen=True, kw_only=True):
     period_s: float = 1.0
     timeout_ms: float = 200.0
     fallback_s: float = 3.0
+    auth: Auth | None = None
 
     def __post_init__(self) -> None:
         """Raise SettingsError for a URL that is none of Redis, no name, or times that contradict each other."""

@@ -129,7 +129,7 @@ def _number(value: str | None) -> float | None:
 
 def _positive(value: str | None) -> float | None:
     number = _number(value)
-    return number if number else None
+    return number or None
 
 
 def _duration(value: str) -> float | None:
