@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import records
+from benchmarks import published, records
 from benchmarks.profile import Profile
 from benchmarks.rig import stats
 from runners.local.artifacts import ROOT
@@ -184,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=10_000, help="how many at once")
     parser.add_argument("--latency_s", type=float, default=10.0, help="how long each takes")
     parser.add_argument("--work", metavar="URL", help=argparse.SUPPRESS)
+    parser.add_argument("--publish", action="store_true", help="write benchmarks/results/in_flight.json")
     given = parser.parse_args(argv)
     if given.work:
         print(json.dumps(work(given.work, given.calls)))
@@ -191,7 +192,15 @@ def main(argv: list[str] | None = None) -> int:
     with _server(given.latency_s) as url:
         words = [sys.executable, "-m", "benchmarks.in_flight", "--work", url, "--calls", str(given.calls)]
         done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return 0 if _report(json.loads(done.stdout.splitlines()[-1]), given.calls) else 1
+    seen = json.loads(done.stdout.splitlines()[-1])
+    if given.publish:
+        figures = {
+            "threads": seen["full"]["threads"],
+            "rss_mb": seen["full"]["most_mb"],
+            "in_flight": seen["in_flight"],
+        }
+        published.write("in_flight", published.result("scripts/bench in_flight", figures, seen=seen))
+    return 0 if _report(seen, given.calls) else 1
 
 
 if __name__ == "__main__":
