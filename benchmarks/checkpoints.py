@@ -25,7 +25,7 @@ import requests
 
 from benchmarks import published, rig
 from benchmarks.contestants import beam_job
-from benchmarks.contestants.ours import ToOutput, ask, id_of
+from benchmarks.contestants.ours import ToOutput, ask, id_of, limit
 from benchmarks.load import PARTITIONS
 from benchmarks.profile import Profile
 from benchmarks.rig import Place
@@ -54,6 +54,8 @@ def steps(source: beam.PCollection, place: Place) -> beam.PCollection:
         max_in_flight=BOUND,
         timeout_s=2 * LATENCY_S,
         deadline_s=4 * LATENCY_S,
+        # With replies of a minute a limit that is found out would take minutes to get there.
+        concurrency=limit("fixed", BOUND),
     )
     asked = source | "Ask" >> AskModel(model, ask, id_of, max_pending=BOUND)
     answered = asked.answered | "Answers" >> beam.ParDo(ToOutput(place.topic_out)).with_output_types(OutputRecord)
