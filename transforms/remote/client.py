@@ -26,7 +26,8 @@ from transforms.remote.pool import Pool
 from transforms.remote.probing import Probing
 from transforms.remote.questions import Chat, Message, Reply
 from transforms.remote.settings import ModelSettings
-from transforms.remote.transport import AiohttpTransport, Transport
+from transforms.remote.transport import Transport
+from transforms.remote.transports import OpenTransport
 
 __all__ = ["Call", "Chat", "Client", "Message", "Outcome", "Reply", "Source"]
 
@@ -72,13 +73,11 @@ class Client:
     def __init__(self, settings: ModelSettings, clock: Clock | None = None, transport: Transport | None = None) -> None:
         self.settings = settings
         self._clock: Clock = clock or SystemClock()
-        self._own: AiohttpTransport | None = None
-        if transport is None:
-            transport = self._own = AiohttpTransport()
+        self._open = OpenTransport(settings, self._clock, transport)
         self._turns = itertools.count()
         self.pool = Pool(settings.endpoints, settings.pool)
         self._admission = Admission(self._clock, self.pool, settings.max_in_flight)
-        self._exchange = Exchange(settings, self._clock, transport, self._admission)
+        self._exchange = Exchange(settings, self._clock, self._open.transport, self._admission)
         self._protocol = self._exchange.protocol
         self._hedge = HedgePolicy(settings.hedge) if settings.hedge is not None else None
         self._attempts = Attempts(settings.retry, self._clock, self._admission, self._exchange, self._hedge)
@@ -141,8 +140,7 @@ class Client:
             await self._batcher.close()
         if self._cache is not None:
             await self._cache.close()
-        if self._own is not None:
-            await self._own.close()
+        await self._open.close()
 
     def _make_batcher(self) -> Batcher[Course, Reply] | None:
         settings = self.settings.batch

@@ -16,6 +16,7 @@ from transforms.remote import ranges
 from transforms.remote.auth import Auth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
+from transforms.remote.connection import Compression, ProxySettings, TlsSettings
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.pool import Pool, PoolSettings
 from transforms.remote.probes import ProbeSettings
@@ -83,7 +84,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Where `batch` is None each event is a request, where `stream` is None replies come as a whole, where `hedge` is None no
     request is sent a second time, where `cache` is None no reply is kept, where `probe` is None no endpoint is probed.
-    `fallback` is asked when this model gave no reply; it is left its `timeout_s` of the event's time.
+    `tls` and `proxy` say how connections are made, `compress` how bodies of requests are compressed. `fallback` is asked when
+    this model gave no reply; it is left its `timeout_s` of the event's time.
     """
 
     role: str
@@ -103,6 +105,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     hedge: HedgeSettings | None = None
     cache: CacheSettings | None = None
     probe: ProbeSettings | None = None
+    tls: TlsSettings | None = None
+    proxy: ProxySettings | None = None
+    compress: Compression | None = None
     fallback: ModelSettings | FixedReply | None = None
 
     def __post_init__(self) -> None:
