@@ -81,7 +81,9 @@ class AiohttpTransport:
         self._ssl = True if tls is None else tls.context()
         self._proxy = None if proxy is None or self._trust_env else proxy.url
         password = proxy.auth.read_secret() if proxy is not None and proxy.auth is not None else None
-        self._proxy_auth = None if proxy is None or password is None else aiohttp.BasicAuth(proxy.user, password)
+        self._proxy_headers: dict[str, str] | None = None
+        if proxy is not None and password is not None:
+            self._proxy_headers = {"Proxy-Authorization": aiohttp.encode_basic_auth(proxy.user, password)}
         self._compress = compress is not None
         self._largest = largest_reply_bytes
         self._session: aiohttp.ClientSession | None = None
@@ -89,10 +91,12 @@ class AiohttpTransport:
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
         """Send one POST; see `Transport.post`."""
         session = self._session or self._open()
-        body, headers = self._packed(body, headers)
+        body, headers = self._packed(body, self._told(url, headers))
         try:
             async with asyncio.timeout(timeout_s):
-                async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                async with session.post(
+                    url, data=body, headers=headers, allow_redirects=False, proxy_headers=self._proxy_headers
+                ) as response:
                     return response.status, response.headers, await self._body(response, url)
         except TimeoutError:
             raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.") from None
@@ -105,10 +109,12 @@ class AiohttpTransport:
     ) -> AsyncIterator[Opened]:
         """Send one POST and give the answer piece by piece; see `Transport.stream`."""
         session = self._session or self._open()
-        body, headers = self._packed(body, headers)
+        body, headers = self._packed(body, self._told(url, headers))
         try:
             async with asyncio.timeout(timeout_s):
-                async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                async with session.post(
+                    url, data=body, headers=headers, allow_redirects=False, proxy_headers=self._proxy_headers
+                ) as response:
                     try:
                         yield response.status, response.headers, self._pieces(response, url)
                     finally:
@@ -123,7 +129,9 @@ class AiohttpTransport:
         session = self._session or self._open()
         try:
             async with asyncio.timeout(timeout_s):
-                async with session.get(url, headers=headers, allow_redirects=False) as response:
+                async with session.get(
+                    url, headers=self._told(url, headers), allow_redirects=False, proxy_headers=self._proxy_headers
+                ) as response:
                     return response.status, response.headers, await self._body(response, url)
         except TimeoutError:
             raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.") from None
@@ -144,9 +152,14 @@ class AiohttpTransport:
             headers={"User-Agent": "farcall"},
             trust_env=self._trust_env,
             proxy=self._proxy,
-            proxy_auth=self._proxy_auth,
         )
         return self._session
+
+    def _told(self, url: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """The headers of a request, with those for the proxy where it is the proxy that reads them: in plain HTTP."""
+        if self._proxy_headers is None or not url.startswith("http:"):
+            return headers
+        return {**headers, **self._proxy_headers}
 
     def _packed(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
         """The body and the headers as they are sent."""
