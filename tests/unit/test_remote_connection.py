@@ -16,6 +16,7 @@ from transforms.remote.cache import CacheSettings
 from transforms.remote.connection import ProxySettings, TlsSettings
 from transforms.remote.google_tokens import GoogleTokens
 from transforms.remote.models_file import read_models
+from transforms.remote.settings import Endpoint, ModelSettings
 
 
 @pytest.mark.parametrize(
@@ -140,3 +141,18 @@ def test_a_file_of_googles_that_is_none_is_refused_at_once(content: str | None, 
         path.write_text(content, encoding="utf-8")
     with warnings.catch_warnings(), pytest.raises(SettingsError, match=match):
         GoogleTokens(GoogleAuth(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("over", "match"),
+    [
+        ({"tls": TlsSettings(verify=False)}, "verify: false"),
+        ({"proxy": ProxySettings("http://proxy:1")}, "may only be env"),
+    ],
+)
+def test_what_grpc_cannot_do_is_refused(over: dict[str, Any], match: str) -> None:
+    """It always verifies, and takes its proxy from the environment."""
+    good = {"role": "score", "protocol": "open-inference-grpc", "endpoints": (Endpoint("grpcs://a:1"),), "model": "m"}
+    assert ModelSettings(**good, proxy=ProxySettings("env"))
+    with pytest.raises(SettingsError, match=match):
+        ModelSettings(**good, **over)

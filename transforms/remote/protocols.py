@@ -100,6 +100,7 @@ _makers: Mapping[str, str] = {
     "openai-chat": "transforms.remote.openai_chat:OpenAIChat",
     "openai-embeddings": "transforms.remote.openai_embeddings:OpenAIEmbeddings",
     "open-inference": "transforms.remote.open_inference:OpenInference",
+    "open-inference-grpc": "transforms.remote.open_inference_grpc:OpenInferenceGrpc",
     "tensorflow-serving": "transforms.remote.tensorflow_serving:TensorFlowServing",
     "vertex": "transforms.remote.vertex:Vertex",
     "gemini": "transforms.remote.gemini:Gemini",

@@ -23,6 +23,9 @@ from transforms.remote.probes import ProbeSettings
 from transforms.remote.protocols import ProtocolSettings, WireProtocol, make_protocol
 from transforms.remote.streams import StreamSettings
 
+_GRPC = ("grpc", "grpcs")
+_SCHEMES = ("http", "https", *_GRPC)
+
 
 class Endpoint(msgspec.Struct, frozen=True):
     """One base URL of a model server, ``/v1`` included for OpenAI's; a slash at its end makes no difference.
@@ -35,7 +38,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     region: str = ""
 
     def __post_init__(self) -> None:
-        """Raise SettingsError for a URL that is not http or https, has no host, or holds more than a base."""
+        """Raise SettingsError for a URL of no known scheme, without a host, or that holds more than a base."""
         parts = _split(self.url)
         if parts.username is not None or parts.password is not None:
             raise SettingsError("url holds a user name or password; name the secret under auth instead.")
@@ -123,6 +126,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
                 f"timeout_s ({self.timeout_s:g}, one attempt) is greater than deadline_s ({self.deadline_s:g}, all)."
             )
         protocol = self.make_protocol()
+        self._check_schemes(protocol.schemes)
         if self.batch is not None and protocol.most_items == 1:
             raise SettingsError(f"protocol {self.protocol} takes one question in a request; leave batch out.")
         if self.probe is not None and self.probe.path is None and protocol.probe_path is None:
@@ -134,6 +138,16 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
                 f"the fallbacks are left {self.fallback_s:g} s (their timeout_s), and deadline_s is {self.deadline_s:g}; "
                 "make the first shorter or the second longer."
             )
+
+    def _check_schemes(self, schemes: tuple[str, ...]) -> None:
+        """Refuse URLs that are not the protocol's, and what gRPC has not."""
+        for endpoint in self.endpoints:
+            if endpoint.url.partition(":")[0].lower() not in schemes:
+                raise SettingsError(f"protocol {self.protocol} needs endpoints that begin with {schemes[0]}://.")
+        if schemes == _GRPC and self.tls is not None and not self.tls.verify:
+            raise SettingsError("verify: false is not to be had with gRPC; name the server's authority as ca_file.")
+        if schemes == _GRPC and self.proxy is not None and self.proxy.url != "env":
+            raise SettingsError("with gRPC proxy may only be env.")
 
     @property
     def fallback_s(self) -> float:
@@ -159,12 +173,14 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _split(url: str) -> Any:
-    """The parts of a URL that is http or https and has a host, else SettingsError, which does not repeat it."""
+    """The parts of a URL that has a known scheme and a host, else SettingsError, which does not repeat it."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise SettingsError("url is not a URL; write it like http://host:8000/v1.") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or url != url.strip():
-        raise SettingsError("url is not an http or https URL; write it like http://host:8000/v1.")
+    if parts.scheme not in _SCHEMES or not parts.hostname or port == 0 or url != url.strip():
+        raise SettingsError("url is not an http, https, grpc or grpcs URL; write it like http://host:8000/v1.")
+    if parts.scheme in _GRPC and parts.path.strip("/"):
+        raise SettingsError("url of a gRPC server is host and port alone, like grpc://host:8001.")
     return parts

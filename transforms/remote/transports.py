@@ -5,6 +5,7 @@ from __future__ import annotations
 from transforms.remote.authorized import AuthorizedTransport, TokenAuthorizer
 from transforms.remote.clock import Clock
 from transforms.remote.google_tokens import GoogleTokens
+from transforms.remote.grpc_transport import GrpcTransport
 from transforms.remote.settings import ModelSettings
 from transforms.remote.transport import AiohttpTransport, Transport
 
@@ -19,7 +20,7 @@ class OpenTransport:
     """
 
     def __init__(self, settings: ModelSettings, clock: Clock, given: Transport | None = None) -> None:
-        self._own: AiohttpTransport | None = None
+        self._own: AiohttpTransport | GrpcTransport | None = None
         if given is None:
             given = self._own = _direct(settings)
         self.transport: Transport = given
@@ -39,5 +40,6 @@ class OpenTransport:
             await self._own.close()
 
 
-def _direct(settings: ModelSettings) -> AiohttpTransport:
-    return AiohttpTransport(tls=settings.tls, proxy=settings.proxy, compress=settings.compress)
+def _direct(settings: ModelSettings) -> AiohttpTransport | GrpcTransport:
+    kind = GrpcTransport if "grpc" in settings.make_protocol().schemes else AiohttpTransport
+    return kind(tls=settings.tls, proxy=settings.proxy, compress=settings.compress)
