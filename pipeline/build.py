@@ -23,13 +23,14 @@ ToDeadLetterRecord = Callable[[DeadLetter, str], OutputRecord]
 
 @dataclass(frozen=True)
 class Steps:
-    """The settings of the steps between input and output."""
+    """The settings of the steps between input and output. With `keeps_order`, events of one key leave in the order they came."""
 
     model: ModelSettings
     dead_letter_record: ToDeadLetterRecord
     repeat_memory_s: float = DEFAULT_MEMORY_S
     ask_options: Mapping[str, Any] = field(default_factory=dict)
     topics: Mapping[str, str] = field(default_factory=dict)
+    keeps_order: bool = False
     make_caller: MakeCaller = make_client
 
 
@@ -52,7 +53,12 @@ def build(pipeline: beam.Pipeline, case: Case, read: beam.PTransform, write: bea
     )
     fresh = parsed.good | "DropRepeats" >> DropRepeats(case.event_id, steps.repeat_memory_s)
     asked = fresh | "AskModel" >> AskModel(
-        steps.model, case.ask, case.event_id, make_caller=steps.make_caller, **steps.ask_options
+        steps.model,
+        case.ask,
+        case.event_id,
+        order_key_of=_KeyOf(case.source_of) if steps.keeps_order else None,
+        make_caller=steps.make_caller,
+        **steps.ask_options,
     )
     unanswered = asked.failed | "BuryFailures" >> beam.ParDo(_BuryFailures(case)).with_output_types(DeadLetter)
     checked = asked.answered | "CheckReplies" >> Apply(
@@ -85,6 +91,16 @@ def _itself(record: SourceRecord) -> SourceRecord:
 
 def _answer_attempts(answered: tuple[Any, Answer]) -> int:
     return answered[1].attempts
+
+
+class _KeyOf:
+    """The key of the record that an event came from."""
+
+    def __init__(self, source_of: Callable[[Any], SourceRecord]) -> None:
+        self._source_of = source_of
+
+    def __call__(self, event: Any) -> bytes | None:
+        return self._source_of(event).key
 
 
 class _First:

@@ -28,6 +28,7 @@ from runners.flink import FlinkEndpoints
 from runners.flink_rest import FlinkRest
 from runners.local import topics
 from runners.local.stack import Stack
+from runners.runner import value_of
 from transforms import files, kafka
 from transforms.errors import SettingsError
 from transforms.metrics import RECORDS_IN, REPEATS, counter
@@ -303,7 +304,15 @@ class _Job:
         repeats = counter(result, REPEATS) or 0
         if self._job is not None and self._engine.rest is not None and self._engine.rest.was_restarted(self._job):
             self._console.print("The job was restarted on the way; repeats are counted since the last restart.")
-        return runs.conclude(self._console, progress, records, repeats, where)
+        resumed = value_of(self._settings.beam_arguments, "--savepoint_path") is not None
+        savepoint = self._savepoint()
+        return runs.conclude(self._console, progress, records, repeats, where, resumed=resumed, savepoint=savepoint)
+
+    def _savepoint(self) -> str | None:
+        """Where the job's state lies, if somebody stopped it with a savepoint; a drain of ours leaves nothing in it."""
+        if self._drain_asked or self._job is None or self._engine.rest is None:
+            return None
+        return self._engine.rest.savepoint(self._job)
 
 
 def positions(source: Kafka, settings: KafkaConfig, config: Mapping[str, str]) -> dict[tuple[str, int], int]:

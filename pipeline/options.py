@@ -20,7 +20,7 @@ from pipeline.registry import CASES, case_named
 from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from runners.runner import Runner
 from transforms.ask.shards import MAX_PARALLELISM
-from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS
+from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS, MODES
 from transforms.errors import SettingsError
 from transforms.remote.models_file import read_models
 from transforms.remote.prometheus import PORTS, parse_address
@@ -28,6 +28,8 @@ from transforms.remote.settings import ModelSettings
 from transforms.repeats import DEFAULT_MEMORY_S
 
 ENGINES = ("pinned", "beam")
+ORDERS = ("none", "key")
+ASK_MODES = ("auto", *MODES)
 
 _DESCRIPTION = """\
 Asks a remote model about every event of a stream, without holding it up.
@@ -120,6 +122,18 @@ def parser() -> argparse.ArgumentParser:
         help=f"shards of the asynchronous step, fixed for a job's life, twice its parallelism (default: {DEFAULT_SHARDS})",
     )
     add(
+        "--order",
+        default="none",
+        choices=ORDERS,
+        help="none: each event leaves as soon as it can; key: those of one Kafka key leave in the order they were taken",
+    )
+    add(
+        "--ask_mode",
+        default="auto",
+        choices=ASK_MODES,
+        help="timers: the stream never waits for a call; bundles: each bundle waits for its calls, for runners without timers",
+    )
+    add(
         "--metrics_port",
         metavar="[HOST:]PORT",
         help=f"each worker process shows its metrics to Prometheus on the first free of {PORTS} ports (default: none does)",
@@ -153,6 +167,8 @@ def read(arguments: Sequence[str]) -> Settings:
         repeat_memory_s=_at_least("--repeat_memory_s", own.repeat_memory_s, 0),
         shards=_shards(own.shards),
         max_pending=int(_at_least("--max_pending", own.max_pending, 1)),
+        order=own.order,
+        ask_mode=runner.ask_mode if own.ask_mode == "auto" else own.ask_mode,
         beam_arguments=tuple(beam_arguments),
         log_level=own.log_level,
         metrics_port=_metrics_port(own.metrics_port),
@@ -182,6 +198,12 @@ def _check_together(settings: Settings, runner: Runner) -> None:
         raise SettingsError("--follow contradicts --input=FILE, which has an end; give kafka://… or leave --input out.")
     if settings.topics and settings.output is None and runner.reads_kafka:
         raise SettingsError("--topics contradicts the local run without --output, which watches the case's own topics.")
+    if settings.order == "key" and settings.repeat_memory_s > 0:
+        raise SettingsError(
+            "--order=key needs --repeat_memory_s=0; repeats are looked for by id, and there events of one key could pass each other."
+        )
+    if settings.order == "key" and settings.ask_mode == "bundles":
+        raise SettingsError(f"--order=key needs --ask_mode=timers, which is not what {settings.runner} runs with here.")
     runner.check(settings.beam_arguments, settings.engine)
 
 

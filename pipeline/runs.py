@@ -55,8 +55,14 @@ def steps_of(settings: Settings, model: ModelSettings, **ask_options: Any) -> St
         model=model,
         dead_letter_record=dead_letters.to_kafka if to_kafka else dead_letters.to_json,
         repeat_memory_s=settings.repeat_memory_s,
-        ask_options={"shards": settings.shards, "max_pending": settings.max_pending, **ask_options},
+        ask_options={
+            "shards": settings.shards,
+            "max_pending": settings.max_pending,
+            "mode": settings.ask_mode,
+            **ask_options,
+        },
         topics=settings.topics,
+        keeps_order=settings.order == "key",
         make_caller=WithPage(make_client, settings.metrics_port) if settings.metrics_port else make_client,
     )
 
@@ -161,11 +167,29 @@ class Progress:
                 self._console.print(f"{self.elapsed_s:6.1f} s  first reply")
 
 
-def conclude(console: Console, progress: Progress, events_in: int, repeats: int, where: str) -> int:
-    """Prints the table and where the replies lie; returns 0 where every event is accounted for, else 1."""
+def conclude(
+    console: Console,
+    progress: Progress,
+    events_in: int,
+    repeats: int,
+    where: str,
+    *,
+    resumed: bool = False,
+    savepoint: str | None = None,
+) -> int:
+    """Prints the table and where the replies lie; returns 0 where every event is accounted for, else 1.
+
+    Events that a job stopped with a `savepoint` had under way are in it; a job that was `resumed` from one had more than it read.
+    """
     print_table(console, progress.summary, events_in, repeats, progress.elapsed_s)
     console.print(f"replies in {where}")
     missing = unaccounted(progress.summary, events_in, repeats)
+    if savepoint is not None:
+        console.print(f"stopped with events under way; go on with --savepoint_path={savepoint}")
+        return 0
+    if missing < 0 and resumed:
+        console.print(f"{-missing} outcomes are of events that were under way in the savepoint.")
+        return 0
     if missing:
         console.print(
             f"{abs(missing)} events are {'not accounted for' if missing > 0 else 'accounted for twice'}: in ≠ outcomes + repeats."
@@ -242,7 +266,7 @@ class _Bounded:
         make: Mapping[str, Callable[[], list[str]]] = {
             direct.RUNNER.name: lambda: direct.options(arguments),
             prism.RUNNER.name: lambda: prism.options(arguments, stack.enter_context(prism.serve(str(self._prism())))),
-            dataflow.RUNNER.name: lambda: dataflow.options(arguments),
+            dataflow.RUNNER.name: lambda: dataflow.options(arguments, streaming=self._settings.ask_mode == "timers"),
             portable.RUNNER.name: lambda: portable.options(arguments),
         }
         return PipelineOptions(make[self._settings.runner]())

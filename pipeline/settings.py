@@ -54,6 +54,8 @@ class Settings:
     repeat_memory_s: float
     shards: int
     max_pending: int
+    order: str
+    ask_mode: str
     beam_arguments: tuple[str, ...]
     log_level: str
     metrics_port: str | None = None

@@ -117,7 +117,7 @@ def test_a_fault_that_passes_is_outlived(rig: Rig, fault: FaultKind, _kind: str)
 
 @pytest.mark.parametrize(("fault", "kind"), PASSING)
 def test_a_fault_that_stays_has_its_name(rig: Rig, fault: FaultKind, kind: str) -> None:
-    """A fault of every attempt ends a call that does not wait for the server after `max_attempts`, all under one key, with the fault's own kind."""
+    """A fault of every attempt ends a call after `max_attempts`, all under one key, with its own kind, if it is not to wait."""
     rig.set_faults(Fault(fault))
     outcome = rig.ask(key="e-1")
     assert (outcome.error_type, outcome.attempts) == (kind, 4)

@@ -120,7 +120,7 @@ def test_the_graph_says_that_it_has_state_and_timers(runner: str) -> None:
     assert {name: (set(payload.state_specs), timers(payload)) for name, payload in stateful.items()} == {
         "AskModel/Ask/Calls": (
             {"cell", "bag"},
-            {"tick": TimeDomain.PROCESSING_TIME, "end": TimeDomain.EVENT_TIME},
+            {"tick": TimeDomain.PROCESSING_TIME, "watchdog": TimeDomain.PROCESSING_TIME, "end": TimeDomain.EVENT_TIME},
         ),
         "DropRepeats/Remember": ({"seen"}, {"expiry": TimeDomain.EVENT_TIME}),
     }

@@ -31,12 +31,15 @@ from transforms.remote import models_file, names, prometheus, protocols, telemet
 from transforms.remote.auth import Auth, GoogleAuth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
+from transforms.remote.concurrency import ConcurrencySettings
 from transforms.remote.connection import ProxySettings, TlsSettings
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.model_double import ModelDouble
 from transforms.remote.models_file import read_models
 from transforms.remote.names import INSTRUMENTS
 from transforms.remote.probes import ProbeSettings
+from transforms.remote.quota import QuotaSettings
+from transforms.remote.quota_redis import SharedQuotaSettings
 from transforms.remote.settings import Endpoint, RetryPolicy
 from transforms.remote.streams import StreamSettings
 
@@ -89,6 +92,9 @@ MODEL_KEYS = [
     GoogleAuth,
     TlsSettings,
     ProxySettings,
+    ConcurrencySettings,
+    QuotaSettings,
+    SharedQuotaSettings,
 ]
 """What has the keys of models.yaml."""
 

@@ -34,7 +34,7 @@ from transforms.remote.settings import Endpoint, ModelSettings, RetryPolicy
 from transforms.remote.transport import NotConnected
 
 URL = "http://one/v1"
-COUNTING = RetryPolicy(wait_for_server=False)
+COUNTING = RetryPolicy(wait_for_server=False, budget=1.0)
 NEVER_OPEN = PoolSettings(breaker=BreakerSettings(consecutive=10**9, failure_share=1.0, least_volume=10**9))
 
 
@@ -235,7 +235,7 @@ def test_attempts_are_bounded(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in PASSING if kind != "throttled"])
 def test_an_event_that_fails_while_others_are_answered_is_bounded(kind: str) -> None:
-    """The server answers others: then the fault is the event's own, and it ends after `max_attempts`, though it would wait for a server."""
+    """The server answers others: then the fault is the event's own, and it ends after `max_attempts`."""
 
     def script(sent: Sent) -> Scripted:
         return PASSING[kind] if sent.id == "bad" else replied()
@@ -359,7 +359,9 @@ def test_a_closed_endpoint_leaves_the_others_open() -> None:
 
 def test_a_repeat_goes_to_another_endpoint() -> None:
     """Attempts of one call alternate where there are two endpoints."""
-    bench = Bench([answered(500)], settings_of("http://a", "http://b", retry=RetryPolicy(max_attempts=4, wait_for_server=False)))
+    bench = Bench(
+        [answered(500)], settings_of("http://a", "http://b", retry=RetryPolicy(max_attempts=4, wait_for_server=False))
+    )
     bench.ask()
     urls = [sent.url[7] for sent in bench.transport.sent]
     assert urls in (["a", "b", "a", "b"], ["b", "a", "b", "a"])

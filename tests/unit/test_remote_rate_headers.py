@@ -36,7 +36,8 @@ def test_a_reset_is_read_in_each_form(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "-1", "s", "ms", "1e9", "NaN", "1s1h", "6 m", "2025-99-15T00:00:00Z", "2025-06-15T15:06:50", "٣"]
+    "text",
+    ["", "soon", "-1", "s", "ms", "1e9", "NaN", "1s1h", "6 m", "2025-99-15T00:00:00Z", "2025-06-15T15:06:50", "٣"],
 )
 def test_what_is_no_reset_is_as_if_it_were_not_there(text: str) -> None:
     """Nothing is raised and nothing is read."""

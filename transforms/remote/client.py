@@ -8,24 +8,32 @@ deadline covers all of it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal, NoReturn
 
 import msgspec
 
 from transforms.errors import CallError, DeadlineExceeded
+from transforms.remote import loop, names
 from transforms.remote.admission import Admission
 from transforms.remote.attempts import Attempts
-from transforms.remote.batcher import Batcher
-from transforms.remote.cache import CachedCalls, cacheable, content_key, open_cache
+from transforms.remote.batcher import CLOSED_BY, Batcher
+from transforms.remote.cache import CachedCalls, MemoryCache, cacheable, content_key, open_cache
+from transforms.remote.client_metrics import ClientMetrics
 from transforms.remote.clock import Clock, SystemClock
+from transforms.remote.concurrency import make_limit
 from transforms.remote.course import OVER_S, Call, Course
 from transforms.remote.exchange import Exchange
 from transforms.remote.hedge import HedgePolicy
 from transforms.remote.pool import Pool
 from transforms.remote.probing import Probing
+from transforms.remote.protocols import operation_of
 from transforms.remote.questions import Chat, Message, Reply
+from transforms.remote.quota import Quota
 from transforms.remote.settings import ModelSettings
+from transforms.remote.shared_quotas import SharedQuotas
+from transforms.remote.telemetry import Telemetry, observe_pool
 from transforms.remote.transport import Transport
 from transforms.remote.transports import OpenTransport
 
@@ -76,11 +84,26 @@ class Client:
         self._open = OpenTransport(settings, self._clock, transport)
         self._turns = itertools.count()
         self.pool = Pool(settings.endpoints, settings.pool)
-        self._admission = Admission(self._clock, self.pool, settings.max_in_flight)
-        self._exchange = Exchange(settings, self._clock, self._open.transport, self._admission)
+        own_loop = isinstance(self._clock, SystemClock)
+        self.telemetry = Telemetry(
+            settings.role,
+            operation=operation_of(settings.protocol),
+            model=settings.model,
+            soon=loop.soon if own_loop else None,
+        )
+        self._metrics = ClientMetrics(self.telemetry)
+        self._limits = {url: make_limit(settings.endpoint_concurrency) for url in settings.urls}
+        self._quotas = {url: Quota(settings.quota) for url in settings.urls}
+        self._leases = SharedQuotas(settings.shared_quota, self._quotas, self._clock)
+        self._admission = Admission(
+            self._clock, self.pool, settings.max_in_flight, self._limits, self._quotas, self._metrics
+        )
+        self._exchange = Exchange(settings, self._clock, self._open.transport, self._admission, self._metrics)
         self._protocol = self._exchange.protocol
         self._hedge = HedgePolicy(settings.hedge) if settings.hedge is not None else None
-        self._attempts = Attempts(settings.retry, self._clock, self._admission, self._exchange, self._hedge)
+        self._attempts = Attempts(
+            settings.retry, self._clock, self._admission, self._exchange, self._metrics, self._hedge
+        )
         self._batcher = self._make_batcher()
         self._cache = None if settings.cache is None else open_cache(settings.cache, self._clock)
         self._cached: CachedCalls[Reply] | None = None
@@ -96,6 +119,7 @@ class Client:
                 lambda url, s: self._exchange.probe(url, path, s),
                 self._admission,
             )
+        self._show_policies()
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled: a client holds a secret and connections."""
@@ -121,6 +145,8 @@ class Client:
         course = Course(call, began_s + (call.deadline_ms - self._clock.now_ms()) / 1000.0, next(self._turns))
         source: Source = "call"
         reply, failure = None, None
+        self._leases.start()
+        self._metrics.on_call()
         try:
             if self._cached is None:
                 reply = await self._ask(course)
@@ -130,10 +156,15 @@ class Client:
             failure = error
         except Exception as error:  # noqa: BLE001 - a defect must not cost an event its outcome
             failure = CallError(f"The client failed on this call: {type(error).__name__}: {error}.")
+        except BaseException:
+            self._metrics.on_cancelled()
+            raise
+        self._metrics.on_outcome(failure.kind if failure else None, self._clock.monotonic_s() - began_s)
         return self._outcome(course, began_s, reply, failure, source)
 
     async def close(self) -> None:
         """Close the connections, unless the transport was handed in."""
+        await self._leases.close()
         if self._probing is not None:
             await self._probing.close()
         if self._batcher is not None:
@@ -149,9 +180,39 @@ class Client:
         most = self._protocol.most_items
         if most is not None and most < settings.max_items:
             settings = msgspec.structs.replace(settings, max_items=most)
+        most_requests = min(settings.max_in_flight, self.settings.max_in_flight)
         return Batcher(
-            settings, self._send_all, self._clock, limit=lambda: min(settings.max_in_flight, self._admission.most)
+            settings, self._send_all, self._clock, estimate=self._admission.estimate, limit=lambda: most_requests
         )
+
+    def _show_policies(self) -> None:
+        """Show what the policies know of themselves, whenever somebody looks."""
+        show = self._metrics.show
+        observe_pool(self.telemetry, self.pool, self._clock.monotonic_s)
+        show(names.CALLS_WAITING, lambda: self._admission.waiting)
+        show(names.RETRY_BUDGET, lambda: self._attempts.budget.available(self._clock.monotonic_s()))
+        for url, limit in self._limits.items():
+            show(names.CONCURRENCY_LIMIT, partial(getattr, limit, "limit"), endpoint=url)
+        for url, quota in self._quotas.items():
+            self.telemetry.observed(names.QUOTA_REFUSALS, partial(_throttled, quota), endpoint=url)
+        for of in ("requests", "tokens"):
+            per_min = getattr(self.settings.quota, f"{of}_per_min")
+            if per_min is not None:
+                show(names.QUOTA_RATE, partial(_allowed_per_min, self._quotas, per_min), of=of)
+        if self._hedge is not None:
+            hedge = self._hedge
+            show(names.HEDGE_BUDGET, lambda: hedge.budget.available(self._clock.monotonic_s()))
+            show(names.HEDGE_DELAY, lambda: hedge.delay_s(self._clock.monotonic_s()) or 0.0)
+        if self._batcher is not None:
+            self._show_batches(self._batcher)
+        if isinstance(self._cache, MemoryCache):
+            cache = self._cache
+            show(names.CACHE_SIZE, lambda: cache.size_bytes)
+
+    def _show_batches(self, batcher: Batcher[Course, Reply]) -> None:
+        self._metrics.show(names.BATCH_FILL, partial(_fill, batcher))
+        for reason in CLOSED_BY:
+            self.telemetry.observed(names.BATCHES, partial(batcher.sent.__getitem__, reason), reason=reason)
 
     async def _ask_or_find(self, course: Course, cached: CachedCalls[Reply]) -> tuple[Reply, Source]:
         question = course.call.question
@@ -164,6 +225,7 @@ class Client:
             answered = await cached.run(key, lambda: self._ask(course), course.deadline_s)
         except DeadlineExceeded:
             raise course.exceeded("while it waited for its reply") from None
+        self._metrics.on_cache(answered.source)
         return answered.value, answered.source
 
     async def _ask(self, course: Course) -> Reply:
@@ -182,6 +244,7 @@ class Client:
 
     async def _send_all(self, courses: list[Course]) -> Sequence[Reply]:
         """Send the calls of one batch in one request."""
+        self._metrics.on_batch(len(courses))
         return await self._attempts.replies(self._exchange.prepare(tuple(courses)))
 
     def _outcome(
@@ -210,3 +273,18 @@ def _content(question: object) -> object:
     if isinstance(question, Chat):
         return (question.messages, question.schema)
     return question
+
+
+def _throttled(quota: Quota) -> float:
+    return quota.counts.throttled
+
+
+def _allowed_per_min(quotas: Mapping[str, Quota], per_min: float) -> float:
+    """What this process may spend a minute, over all endpoints."""
+    return sum(quota.share * per_min for quota in quotas.values())
+
+
+def _fill(batcher: Batcher[Course, Reply]) -> float:
+    """Items of the batches sent so far, as a share of the most that fit."""
+    batches = batcher.sent.total()
+    return batcher.items_sent / (batches * batcher.settings.max_items) if batches else 0.0

@@ -60,6 +60,7 @@ Verdict = Literal["ok", "throttled", "overloaded", "failed", "cancelled"]
 
 _FEWEST, _ENOUGH, _HEAVIEST = 5, 100, 500
 _FOLLOW = 0.3
+_ESTABLISHED = 300
 _GREATEST_SHARE_OF_STEP = 8
 
 
@@ -92,12 +93,16 @@ class ConcurrencySettings(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("decrease_ratio", "proof_ratio"):
             value = getattr(self, name)
             if not 0.0 < value < 1.0:
-                raise SettingsError(f"{name} is {value:g}; a limit is cut to that share, so it must lie between 0 and 1.")
+                raise SettingsError(
+                    f"{name} is {value:g}; a limit is cut to that share, so it must lie between 0 and 1."
+                )
         ranges.rising(proof_ratio=self.proof_ratio, decrease_ratio=self.decrease_ratio)
         for name in ("tolerance", "gradient_tolerance"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 1.0):
-                raise SettingsError(f"{name} is {value:g}; at the usual latency it must not act, so it must be 1 or more.")
+                raise SettingsError(
+                    f"{name} is {value:g}; at the usual latency it must not act, so it must be 1 or more."
+                )
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -184,6 +189,8 @@ class AimdLimit:
             return
         if self._proof is None:
             self._proof = _Proof(self._limit, mean, self._growth.state)
+        if not self._proof.settled:
+            self._proof.mean = max(self._proof.mean, mean)  # what a change did may still be on its way
         if self._limit > max(self._settings.least, int(self._proof.limit * self._settings.proof_ratio)):
             self._cut(now_s)
         elif not self._proof.settled:
@@ -295,7 +302,9 @@ class _Round:
         """How far above a reference that rests on `weight` replies a mean is no chance; learns the deviation."""
         mean = self.mean
         self._variance += _FOLLOW * (max(0.0, self._squares / self.replies - mean * mean) - self._variance)
-        by_chance = self._settings.deviation_scale * math.sqrt(self._variance * (1.0 / self.replies + 1.0 / max(1, weight)))
+        by_chance = self._settings.deviation_scale * math.sqrt(
+            self._variance * (1.0 / self.replies + 1.0 / max(1, weight))
+        )
         return max(math.log(self._settings.tolerance), by_chance)
 
     def pressed(self) -> bool:
@@ -344,7 +353,7 @@ class _Reference:
         self.log_s, self.weight, self._found_at = log_s, min(_HEAVIEST, replies), limit
 
     def follow(self, log_s: float, replies: int, limit: int) -> None:
-        if log_s < self.log_s or limit <= self._found_at or self.weight < _ENOUGH:
+        if log_s < self.log_s or limit <= self._found_at or self.weight < _ESTABLISHED:
             weight = self.weight + replies
             self.set(self.log_s + replies / weight * (log_s - self.log_s), weight, limit)
 

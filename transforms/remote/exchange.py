@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from transforms.errors import CallError, TimedOut, Transient
 from transforms.remote.admission import Admission, Permit
+from transforms.remote.client_metrics import ClientMetrics
 from transforms.remote.clock import Clock
 from transforms.remote.course import Course, Sending
 from transforms.remote.outliers import Kind
@@ -36,11 +37,19 @@ class Exchange:
         SettingsError: the secret cannot be read.
     """
 
-    def __init__(self, settings: ModelSettings, clock: Clock, transport: Transport, admission: Admission) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        clock: Clock,
+        transport: Transport,
+        admission: Admission,
+        metrics: ClientMetrics,
+    ) -> None:
         self.protocol = settings.make_protocol()
         self._clock = clock
         self._transport = transport
         self._admission = admission
+        self._metrics = metrics
         self._timeout_s = settings.timeout_s
         self._stream = settings.stream
         self._endpoints = {endpoint.url: endpoint for endpoint in settings.endpoints}
@@ -71,20 +80,23 @@ class Exchange:
         """
         kind = _CANCELLED
         cut = False
+        tokens, retry_after_s = None, None
         try:
             rest_s = sending.rest_s(self._clock, "before it was sent")
             cut = rest_s < self._timeout_s
             sending.on_attempt(permit.endpoint.url, permit.began_s)
-            replies = await self._replies(sending, permit.endpoint, min(self._timeout_s, rest_s))
+            replies = await self._replies(sending, permit, min(self._timeout_s, rest_s))
+            tokens = _tokens(replies)
         except CallError as error:
             # A time-out that the event's deadline cut short says nothing of the endpoint.
             kind = _CANCELLED if cut and isinstance(error, TimedOut) else _kind(error)
+            retry_after_s = error.retry_after_s if isinstance(error, Transient) else None
             raise
         else:
             kind = _OK
             return replies
         finally:
-            self._admission.end(permit, kind)
+            self._admission.end(permit, kind, tokens=tokens, retry_after_s=retry_after_s)
 
     async def probe(self, url: str, path: str, timeout_s: float) -> bool:
         """Return whether the endpoint of this base URL answers a GET of `path` with 2xx."""
@@ -99,30 +111,35 @@ class Exchange:
         """Blank the secret out. To be done before a text is cut, so that no half of one stays."""
         return text.replace(self._secret, "***") if self._secret else text
 
-    async def _replies(self, sending: Sending, endpoint: EndpointState, timeout_s: float) -> Sequence[Reply]:
+    async def _replies(self, sending: Sending, permit: Permit, timeout_s: float) -> Sequence[Reply]:
         began_s = self._clock.monotonic_s()
-        url = self._endpoints[endpoint.url].to(sending.request.path)
+        url = self._endpoints[permit.endpoint.url].to(sending.request.path)
         reader = self.protocol.reader()
         if reader is not None:
-            replies: Sequence[Reply] = (await self._streamed(sending, endpoint, url, timeout_s, reader),)
+            replies: Sequence[Reply] = (await self._streamed(sending, permit, url, timeout_s, reader),)
         else:
             status, headers, body = await self._transport.post(url, sending.request.body, sending.headers, timeout_s)
+            self._admission.learn(permit, headers)
+            self._metrics.on_sizes(len(sending.request.body), len(body))
             if not 200 <= status < 300:
-                raise self._refusal(endpoint, status, headers, body)
+                raise self._refusal(permit.endpoint, status, headers, body)
             replies = self.protocol.replies(sending.questions, headers, body)
         sending.on_reply((self._clock.monotonic_s() - began_s) * 1000.0)
+        for reply in replies:
+            self._metrics.on_reply(reply)
         return replies
 
     async def _streamed(
-        self, sending: Sending, endpoint: EndpointState, url: str, timeout_s: float, reader: StreamReader
+        self, sending: Sending, permit: Permit, url: str, timeout_s: float, reader: StreamReader
     ) -> Reply:
         began_s = self._clock.monotonic_s()
         stall_s = timeout_s if self._stream is None else min(timeout_s, self._stream.stall_s)
         opening = self._transport.stream(url, sending.request.body, sending.headers, timeout_s)
         async with opening as (status, headers, pieces):
+            self._admission.learn(permit, headers)
             if not 200 <= status < 300:
-                raise self._refusal(endpoint, status, headers, b"".join([piece async for piece in pieces]))
-            reply = await read_stream(pieces, self._clock, stall_s, reader)
+                raise self._refusal(permit.endpoint, status, headers, b"".join([piece async for piece in pieces]))
+            reply = await read_stream(pieces, self._clock, stall_s, reader, self._metrics)
         if reader.first_token_s is None:
             return reply
         return _with_first_token(reply, (reader.first_token_s - began_s) * 1000.0)
@@ -135,6 +152,13 @@ class Exchange:
         if isinstance(error, Transient) and error.retry_after_s:
             endpoint.close_until(self._clock.monotonic_s() + error.retry_after_s)
         return error or CallError(sentence)
+
+
+def _tokens(replies: Sequence[Reply]) -> tuple[int, int] | None:
+    """The tokens of questions and replies, as the server reports them; None where it does not."""
+    if any(reply.prompt_tokens is None for reply in replies):
+        return None
+    return sum(reply.prompt_tokens or 0 for reply in replies), sum(reply.completion_tokens or 0 for reply in replies)
 
 
 def _with_first_token(reply: Reply, first_token_ms: float) -> Reply:

@@ -14,11 +14,14 @@ from transforms.remote import ranges
 from transforms.remote.auth import Auth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
+from transforms.remote.concurrency import ConcurrencySettings
 from transforms.remote.connection import Compression, ProxySettings, TlsSettings
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.pool import PoolSettings
 from transforms.remote.probes import ProbeSettings
 from transforms.remote.protocols import nearest
+from transforms.remote.quota import QuotaSettings
+from transforms.remote.quota_redis import SharedQuotaSettings
 from transforms.remote.settings import Endpoint, FixedReply, ModelSettings, RetryPolicy
 from transforms.remote.streams import StreamSettings
 
@@ -29,7 +32,10 @@ ROLES = ("answer", "sentiment", "score")
 class Limits(msgspec.Struct, frozen=True):
     """The section `limits` of a model in the file."""
 
-    max_in_flight: int = 64
+    max_in_flight: int = 256
+    concurrency: Any = None
+    quota: Any = None
+    redis: Any = None
 
     def __post_init__(self) -> None:
         """Raise SettingsError for a number out of its range."""
@@ -189,6 +195,7 @@ def _model(role: str, by_role: Mapping[str, Any], models: _Place, chain: tuple[s
             timeout_s=keys.timeout_s,
             deadline_s=keys.deadline_s,
             max_in_flight=limits.max_in_flight,
+            **_limits(limits, place.at("limits")),
             pool=PoolSettings(regions=keys.regions),
             params=keys.params,
             proxy=_proxy(keys.proxy, place.at("proxy")),
@@ -198,6 +205,20 @@ def _model(role: str, by_role: Mapping[str, Any], models: _Place, chain: tuple[s
         )
     except SettingsError as error:
         raise place.error(str(error)) from None
+
+
+def _limits(limits: Limits, place: _Place) -> dict[str, Any]:
+    """What the section `limits` says beside `max_in_flight`, as settings of a model."""
+    kinds: Mapping[str, tuple[str, type[msgspec.Struct]]] = {
+        "concurrency": ("concurrency", ConcurrencySettings),
+        "quota": ("quota", QuotaSettings),
+        "redis": ("shared_quota", SharedQuotaSettings),
+    }
+    return {
+        setting: _section(kind, value, place.at(name))
+        for name, (setting, kind) in kinds.items()
+        if (value := getattr(limits, name)) is not None
+    }
 
 
 _SECTIONS: Mapping[str, type[msgspec.Struct]] = {

@@ -111,6 +111,14 @@ PROTOCOLS = tuple(_makers)
 """The wire protocols that this version speaks."""
 
 
+_OPERATIONS = {"openai-chat": "chat", "openai-embeddings": "embeddings", "gemini": "generate_content"}
+
+
+def operation_of(name: str) -> str:
+    """Return what OpenTelemetry's conventions call the operation of this protocol, or ``inference`` where they do not."""
+    return _OPERATIONS.get(name, "inference")
+
+
 def make_protocol(name: str, settings: ProtocolSettings) -> WireProtocol:
     """Return the protocol `name`, made for a model.
 

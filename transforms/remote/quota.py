@@ -23,8 +23,8 @@ they were reserved. What is given back may fill the bucket above its size, or it
 where nothing is. While the server says that less remains than a request needs, nothing is sent until the pace would have
 brought it, or the reset, whichever is sooner; what other users of the same quota spend is seen only in this way. 429s
 without a configured or named limit set a rate (`learnt_rate.py`); so they do with one, where more than one in fifty requests of the
-last minute was refused, for ten minutes: then the limit is wrong, or others use it too. ``Retry-After`` is kept in any case: until then
-nothing is reserved.
+last minute was refused, for ten minutes: then the limit is wrong, or others use it too. ``Retry-After`` is kept in any case: until
+then nothing is reserved.
 
 *Order.* `try_reserve` knows no queue. Ask in the order of waiting: who was told to wait stays first, and those behind do not
 ask. Else small requests could keep a large one from ever finding a full bucket.
@@ -131,6 +131,11 @@ class Quota:
         """This process's part of the quota."""
         return self._share
 
+    @property
+    def known(self) -> bool:
+        """Whether a limit is configured, or the server has named one."""
+        return self._requests.known or self._tokens.known
+
     def set_share(self, now_s: float, share: float) -> None:
         """Have another part of the quota from now on, 0 to 1, as one that is leased from time to time.
 
@@ -206,7 +211,7 @@ class Quota:
 
     def _doubts(self, now_s: float) -> bool:
         """Whether 429s say more than the limits that are known: there is none, or it lets too much through."""
-        if not self._requests.known and not self._tokens.known:
+        if not self.known:
             return True
         if self._throttled.total(now_s) > max(2.0, _DOUBT_SHARE * self._sent.total(now_s)):
             self._doubt_until_s = now_s + _DOUBT_S
@@ -218,7 +223,7 @@ class Quota:
         return min(wait_s, _SETTLES_SOON_S) if self.counts.outstanding[0] else wait_s
 
     def _learnt_wait_s(self, now_s: float) -> float:
-        if (self._requests.known or self._tokens.known) and now_s >= self._doubt_until_s:
+        if self.known and now_s >= self._doubt_until_s:
             return 0.0
         per_s = self._rate.per_s(now_s)
         return self._learnt.wait_s(now_s, 1.0, per_s, max(1.0, per_s * _LEARNT_BURST_S)) if per_s < math.inf else 0.0

@@ -32,6 +32,7 @@ import msgspec
 
 from transforms.errors import SettingsError
 from transforms.remote import ranges
+from transforms.remote.auth import Auth, refuse_google
 from transforms.remote.clock import Clock
 from transforms.remote.quota import Quota
 
@@ -74,7 +75,7 @@ return {grant, begins_us}
 class SharedQuotaSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where a shared quota is kept. `name` is that of the quota: the same in all processes that share it, one per endpoint.
 
-    `timeout_ms` is the patience with one answer of Redis.
+    `timeout_ms` is the patience with one answer of Redis, whose password is found through `auth`.
     """
 
     url: str
@@ -82,13 +83,19 @@ class SharedQuotaSettings(msgspec.Struct, frozen=True, kw_only=True):
     period_s: float = 1.0
     timeout_ms: float = 200.0
     fallback_s: float = 3.0
+    auth: Auth | None = None
 
     def __post_init__(self) -> None:
         """Raise SettingsError for a URL that is none of Redis, no name, or times that contradict each other."""
         if not self.url.startswith(("redis://", "rediss://", "unix://")):
-            raise SettingsError("url of a shared quota must begin with redis://, rediss:// or unix://; name the Redis so.")
+            raise SettingsError(
+                "url of a shared quota must begin with redis://, rediss:// or unix://; name the Redis so."
+            )
         if not self.name or "{" in self.name or "}" in self.name:
-            raise SettingsError("name of a shared quota must not be empty and has no braces; all who share it use the same.")
+            raise SettingsError(
+                "name of a shared quota must not be empty and has no braces; all who share it use the same."
+            )
+        refuse_google(self.auth, "a Redis")
         ranges.positive(period_s=self.period_s, timeout_ms=self.timeout_ms, fallback_s=self.fallback_s)
         ranges.rising(period_s=self.period_s, fallback_s=self.fallback_s)
         ranges.rising(timeout_ms=self.timeout_ms, period_ms=self.period_s * 1000.0)

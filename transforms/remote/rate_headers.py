@@ -31,7 +31,9 @@ Unit = Literal["requests", "tokens"]
 
 _UNITS: tuple[Unit, ...] = ("requests", "tokens")
 _NUMBER = re.compile(r"\d{1,15}(\.\d{0,12})?", re.ASCII)
-_DURATION = re.compile(r"(?:(\d{1,9}(?:\.\d{0,9})?)h)?(?:(\d{1,9}(?:\.\d{0,9})?)m(?!s))?(?:(\d{1,9}(?:\.\d{0,9})?)s)?", re.ASCII)
+_DURATION = re.compile(
+    r"(?:(\d{1,9}(?:\.\d{0,9})?)h)?(?:(\d{1,9}(?:\.\d{0,9})?)m(?!s))?(?:(\d{1,9}(?:\.\d{0,9})?)s)?", re.ASCII
+)
 _SMALL = re.compile(r"(\d{1,12}(?:\.\d{0,9})?)(ms|us|µs|ns)", re.ASCII)
 _SMALL_S = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PARAMETER = re.compile(r"([a-z]+)\s*=\s*\"?([^\";,]+)\"?", re.ASCII)
@@ -127,7 +129,7 @@ def _number(value: str | None) -> float | None:
 
 def _positive(value: str | None) -> float | None:
     number = _number(value)
-    return number if number else None
+    return number or None
 
 
 def _duration(value: str) -> float | None:

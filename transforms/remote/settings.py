@@ -16,11 +16,14 @@ from transforms.remote import ranges
 from transforms.remote.auth import Auth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
+from transforms.remote.concurrency import ConcurrencySettings
 from transforms.remote.connection import Compression, ProxySettings, TlsSettings
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.pool import Pool, PoolSettings
 from transforms.remote.probes import ProbeSettings
 from transforms.remote.protocols import ProtocolSettings, WireProtocol, make_protocol
+from transforms.remote.quota import QuotaSettings
+from transforms.remote.quota_redis import SharedQuotaSettings
 from transforms.remote.streams import StreamSettings
 
 _GRPC = ("grpc", "grpcs")
@@ -56,7 +59,8 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
     `max_attempts` counts the first one, and none that was throttled: a server that asks for fewer requests has not failed, and
     the event waits for its turn. The back-off before a repeat is random between 0 and min(`cap_s`, `base_s` · 2ⁿ) seconds, and
-    ends when an endpoint is found to work again. With `wait_for_server`, an attempt does not count that found no server (no
+    ends when an endpoint is found to work again. Of the events of the last seconds the share `budget` may be repeated, and 10
+    a second at least; other repeats wait. With `wait_for_server`, an attempt does not count that found no server (no
     connection could be made, nothing was sent), nor one that failed while no endpoint gave a reply to anybody: so an event
     waits for a server that comes up, or recovers, until its deadline. Without it such attempts count like any other.
     """
@@ -64,12 +68,14 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     max_attempts: int = 5
     base_s: float = 0.2
     cap_s: float = 10.0
+    budget: float = 0.2
     wait_for_server: bool = True
 
     def __post_init__(self) -> None:
         """Raise SettingsError for values that are not positive, or a base above the cap."""
         ranges.positive(max_attempts=self.max_attempts, base_s=self.base_s, cap_s=self.cap_s)
         ranges.rising(base_s=self.base_s, cap_s=self.cap_s)
+        ranges.share(budget=self.budget)
 
 
 class FixedReply(msgspec.Struct, frozen=True):
@@ -82,7 +88,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the model of one role is called.
 
     `timeout_s` bounds one attempt, `deadline_s` everything done for one event (who makes the calls turns it into
-    `Call.deadline_ms`), `max_in_flight` the requests under way in one worker process. `params` are further fields of each
+    `Call.deadline_ms`), `max_in_flight` the requests under way in one worker process; how many of them each endpoint bears is found
+    out (`concurrency`). `quota` holds for each endpoint, and may be shared over a Redis (`shared_quota`).
+    `params` are further fields of each
     request's body, such as ``max_tokens``; `options` are the protocol's own.
 
     Where `batch` is None each event is a request, where `stream` is None replies come as a whole, where `hedge` is None no
@@ -98,7 +106,10 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     options: Mapping[str, Any] = {}
     timeout_s: float = 30.0
     deadline_s: float = 120.0
-    max_in_flight: int = 64
+    max_in_flight: int = 256
+    concurrency: ConcurrencySettings = ConcurrencySettings()
+    quota: QuotaSettings = QuotaSettings()
+    shared_quota: SharedQuotaSettings | None = None
     retry: RetryPolicy = RetryPolicy()
     pool: PoolSettings = PoolSettings()
     auth: Auth | None = None
@@ -121,6 +132,10 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
         if not self.model:
             raise SettingsError("model is empty; name the model as its server does.")
         ranges.positive(timeout_s=self.timeout_s, deadline_s=self.deadline_s, max_in_flight=self.max_in_flight)
+        if self.shared_quota is not None and not (self.quota.requests_per_min or self.quota.tokens_per_min):
+            raise SettingsError(
+                "redis shares a quota, and none is given; add requests_per_min or tokens_per_min to quota."
+            )
         if self.timeout_s > self.deadline_s:
             raise SettingsError(
                 f"timeout_s ({self.timeout_s:g}, one attempt) is greater than deadline_s ({self.deadline_s:g}, all)."
@@ -148,6 +163,19 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError("verify: false is not to be had with gRPC; name the server's authority as ca_file.")
         if schemes == _GRPC and self.proxy is not None and self.proxy.url != "env":
             raise SettingsError("with gRPC proxy may only be env.")
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The base URLs of the endpoints."""
+        return tuple(endpoint.url for endpoint in self.endpoints)
+
+    @property
+    def endpoint_concurrency(self) -> ConcurrencySettings:
+        """The limit of each endpoint, which is never above `max_in_flight`."""
+        own, most = self.concurrency, self.max_in_flight
+        return msgspec.structs.replace(
+            own, most=min(own.most, most), initial=min(own.initial, most), least=min(own.least, most)
+        )
 
     @property
     def fallback_s(self) -> float:

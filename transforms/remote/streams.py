@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Protocol
 
 import msgspec
 
@@ -27,23 +28,39 @@ class StreamSettings(msgspec.Struct, frozen=True):
         ranges.positive(stall_s=self.stall_s)
 
 
-async def read_stream(chunks: AsyncIterator[bytes], clock: Clock, stall_s: float, reader: StreamReader) -> Reply:
+class Watch(Protocol):
+    """What is told of a stream while it is read."""
+
+    def on_chunk(self, after_s: float) -> None:
+        """A piece has come, so long after the one before."""
+
+    def on_stall(self) -> None:
+        """Nothing came for too long."""
+
+
+async def read_stream(
+    chunks: AsyncIterator[bytes], clock: Clock, stall_s: float, reader: StreamReader, watch: Watch | None = None
+) -> Reply:
     """Return the reply that `chunks`, the body of a 2xx answer as it comes in, holds, read by `reader`.
 
     `stall_s` bounds the silence before and between two pieces of the body; the bound on the whole attempt is the
-    caller's. `chunks` is closed, whatever happens.
+    caller's. `chunks` is closed, whatever happens. `watch` is told of each piece and of a stall.
 
     Raises:
         TimedOut: nothing came for `stall_s` seconds.
         BrokenReply: see `StreamReader`.
     """
     try:
-        done = False
+        done, before_s = False, None
         while not done:
-            chunk = await _next(chunks, stall_s)
+            chunk = await _next(chunks, stall_s, watch)
             if chunk is None:
                 break
-            done = reader.feed(chunk, clock.monotonic_s())
+            now_s = clock.monotonic_s()
+            if watch is not None and before_s is not None:
+                watch.on_chunk(now_s - before_s)
+            before_s = now_s
+            done = reader.feed(chunk, now_s)
     finally:
         close = getattr(chunks, "aclose", None)
         if close is not None:
@@ -51,7 +68,7 @@ async def read_stream(chunks: AsyncIterator[bytes], clock: Clock, stall_s: float
     return reader.reply()
 
 
-async def _next(chunks: AsyncIterator[bytes], stall_s: float) -> bytes | None:
+async def _next(chunks: AsyncIterator[bytes], stall_s: float, watch: Watch | None) -> bytes | None:
     """The next piece of the body, None at its end."""
     try:
         async with asyncio.timeout(stall_s) as silence:
@@ -59,4 +76,6 @@ async def _next(chunks: AsyncIterator[bytes], stall_s: float) -> bytes | None:
     except TimeoutError:
         if not silence.expired():
             raise
+        if watch is not None:
+            watch.on_stall()
         raise TimedOut(f"The stream stalled: nothing came for {stall_s:.3g} s.") from None
