@@ -181,7 +181,8 @@ class _Job:
                 except BaseException:  # whatever stops us from following the job must not leave it behind unseen
                     self._end(result)
                     raise
-                result.wait_until_finish()
+                if result.state != PipelineState.CANCELLED:
+                    result.wait_until_finish()
             read_count = sum(self._positions(consumer_config).values()) - sum(began_at.values())
             return self._conclude(result, progress, read_count)
 
@@ -291,7 +292,8 @@ class _Job:
             result.cancel()
 
     def _conclude(self, result: Any, progress: runs.Progress, read_count: int) -> int:
-        if result.state != PipelineState.DONE:
+        savepoint = self._savepoint()
+        if result.state != PipelineState.DONE and (result.state != PipelineState.CANCELLED or savepoint is None):
             self._console.print(f"The job ended as {result.state}.")
             return 1
         output = self._settings.output
@@ -306,7 +308,6 @@ class _Job:
         if self._job is not None and self._engine.rest is not None and self._engine.rest.was_restarted(self._job):
             self._console.print("The job was restarted on the way; repeats are counted since the last restart.")
         resumed = value_of(self._settings.beam_arguments, "--savepoint_path") is not None
-        savepoint = self._savepoint()
         return runs.conclude(self._console, progress, records, repeats, where, resumed=resumed, savepoint=savepoint)
 
     def _savepoint(self) -> str | None:

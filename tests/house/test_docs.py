@@ -28,10 +28,11 @@ from transforms import dead_letters, errors, metrics
 from transforms.files import WriteLines
 from transforms.records import DeadLetter, OutputRecord, SourceRecord
 from transforms.remote import models_file, names, prometheus, protocols, telemetry
-from transforms.remote.auth import Auth
+from transforms.remote.auth import Auth, GoogleAuth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
 from transforms.remote.concurrency import ConcurrencySettings
+from transforms.remote.connection import ProxySettings, TlsSettings
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.model_double import ModelDouble
 from transforms.remote.models_file import read_models
@@ -88,6 +89,9 @@ MODEL_KEYS = [
     HedgeSettings,
     CacheSettings,
     ProbeSettings,
+    GoogleAuth,
+    TlsSettings,
+    ProxySettings,
     ConcurrencySettings,
     QuotaSettings,
     SharedQuotaSettings,

@@ -342,7 +342,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         )
         if not shard.end_set:
             end.set(GlobalWindow().max_timestamp())
-            shard.mark_end(cell)
+            shard.mark_end(cell, is_set=True)
         if not shard.tick_set:
             self._set_tick(shard, cell, tick, watchdog)
         elif event_time.micros < shard.hold_us:
@@ -425,8 +425,9 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         tick.clear()
         watchdog.clear()
         shard.mark_no_tick(cell)
-        # Prism fires early where a step before this one is slow: what comes after that needs the timer again.
-        shard.mark_no_end(cell)
+        # The job may go on: Flink ends the input of one that it stops with a savepoint, before the savepoint (docs/adr/0013).
+        # And Prism fires early where a step before this one is slow.
+        shard.mark_end(cell, is_set=False)
 
     def _touch(self, key: bytes, cell: Any, bag: Any) -> Shard:
         shard = self._memory.get(key)
