@@ -124,9 +124,10 @@ def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
         input=settings.input or Kafka(at.kafka, (case.input_topic,)),
         output=settings.output or Kafka(at.kafka),
         models=settings.models or {case.role: runs.embedded_model(case, at.llm)},
+        samples=fed,
     )
     if isinstance(settings.output, Kafka) and settings.output.servers == at.kafka:
-        names = [case.input_topic, *case.output_topics, case.dead_letter_topic]
+        names = [case.input_topic, *case.all_topics]
         topics.create_topics(at.kafka, [settings.topics.get(name, name) for name in names], _PARTITIONS)
     _with_kafka(settings)
     engine = _pinned_engine(stack, at.flink)
@@ -168,7 +169,7 @@ class _Job:
             began_s = time.monotonic()
             pipeline = beam.Pipeline(options=self._options())
             read = self._reader(consumer_config)
-            build(pipeline, self._case, read, runs.writer(settings), runs.steps_of(settings, model))
+            build(pipeline, self._case, read, runs.writer(settings), runs.steps_of(settings, self._case, model))
             with runs.Progress(followed, console) as progress:
                 # From here on a first Ctrl-C is remembered until the job runs, which is then drained.
                 self._stop.on_drain(lambda: None)
