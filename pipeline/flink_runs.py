@@ -304,7 +304,7 @@ class _Job:
         )
         # Kafka knows how much was read, whatever happened meanwhile; Flink's counters begin again when a job is restarted.
         records = read_count if isinstance(self._settings.input, Kafka) else counter(result, RECORDS_IN) or 0
-        repeats = counter(result, REPEATS) or 0
+        repeats = (counter(result, REPEATS) or 0) if result.state == PipelineState.DONE else 0
         if self._job is not None and self._engine.rest is not None and self._engine.rest.was_restarted(self._job):
             self._console.print("The job was restarted on the way; repeats are counted since the last restart.")
         resumed = value_of(self._settings.beam_arguments, "--savepoint_path") is not None
