@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--warm_s",
         type=float,
-        help=f"seconds of load before them, which are not measured ({plan.WARM_S:g}, {plan.SHORT_WARM_S:g} without a JVM)",
+        help=f"seconds of load before them, not measured ({plan.WARM_S:g}; {plan.SHORT_WARM_S:g} for the floor and who falls behind)",
     )
     parser.add_argument(
         "--runs", type=int, help="runs of each, interleaved; the median is shown (1 with --quick or --only, else 3)"

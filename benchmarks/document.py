@@ -25,6 +25,9 @@ _HEAD = """\
 
 Written by `scripts/bench document` from [benchmarks/results](../benchmarks/results), where the figures of every run lie. All on one
 machine that Kafka, Flink, the contestant, the model server and the load share: read ratios, not absolute rates.
+
+`scripts/bench` without a word does everything beside the peers, three rounds, in about three hours; `--quick` does each at 400/s in
+nine minutes; `--plan` says what would run. What is published stays until it is done again, so that parts can be renewed alone.
 """
 
 _STREAMS = """\

@@ -1,6 +1,6 @@
 """Ten thousand calls in flight in one worker process: what it takes of threads and memory.
 
-    python -m benchmarks.in_flight [--calls 10000] [--latency_s 10]
+    scripts/bench in_flight [--calls 10000] [--latency_s 10] [--publish]
 
 A process with what a worker has loaded (Beam, the step) takes that many events into shards of the step, whose state is kept in
 memory, and calls the benchmark's model server, a process of its own. Looked at when all are in flight at the server: the process's
@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import records
+from benchmarks import published, records
 from benchmarks.profile import Profile
 from benchmarks.rig import stats
 from runners.local.artifacts import ROOT
@@ -32,6 +32,7 @@ from transforms.remote.client import Call
 from transforms.remote.questions import Chat, Message
 from transforms.remote.settings import Endpoint, ModelSettings
 
+COMMAND = "scripts/bench in_flight"
 MOST_THREADS = 20
 MOST_MB = 300.0
 BUNDLE = 500
@@ -183,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--calls", type=int, default=10_000, help="how many at once")
     parser.add_argument("--latency_s", type=float, default=10.0, help="how long each takes")
+    parser.add_argument("--publish", action="store_true", help="write benchmarks/results/in_flight.json")
     parser.add_argument("--work", metavar="URL", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     if given.work:
@@ -191,7 +193,12 @@ def main(argv: list[str] | None = None) -> int:
     with _server(given.latency_s) as url:
         words = [sys.executable, "-m", "benchmarks.in_flight", "--work", url, "--calls", str(given.calls)]
         done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return 0 if _report(json.loads(done.stdout.splitlines()[-1]), given.calls) else 1
+    seen = json.loads(done.stdout.splitlines()[-1])
+    met = _report(seen, given.calls)
+    if given.publish:
+        shown = {"threads": seen["full"]["threads"], "rss_mb": seen["full"]["most_mb"], "in_flight": seen["in_flight"]}
+        published.write("in_flight", published.result(COMMAND, shown, seen=seen))
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

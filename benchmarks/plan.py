@@ -25,14 +25,16 @@ FAULTS_RATE = 200.0
 SCALING_RATE = 400.0
 SCENARIOS = ("steady", "stragglers", "quota", "outage", "scaling")
 WARM_S = 25.0
-"""What a JVM needs until it is as fast as it gets: in its first twenty seconds Flink takes several times its processor time."""
+"""What a JVM needs until it is as fast as it gets: in its first twenty seconds Flink takes several times its processor time.
+
+Pathway, which has none, takes as long to work off what came while it started."""
 SHORT_WARM_S = 10.0
 FALL_BEHIND = frozenset({"runinference", "runinference_threads", "ml_predict"})
 """Stay far below every rate here: they are run at one, and nobody waits for their backlog."""
 BOUNDED = frozenset({"ray_data"})
 """Are asked about a set, not a stream: they have no rate of their own, and run once."""
-NO_WARM_UP = frozenset({FLOOR, "pathway"}) | FALL_BEHIND
-"""Have no JVM in the way of an event, or fall behind whatever the warm-up."""
+NO_WARM_UP = frozenset({FLOOR}) | FALL_BEHIND
+"""Has nothing that warms up, or fall behind whatever the warm-up."""
 QUICK_LEAVES_OUT = frozenset({"runinference_threads"})
 """Not a peer as it is shipped, but the best we could make of one; without it the quick run keeps its ten minutes."""
 BAR = ("ours", "java_async")

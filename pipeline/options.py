@@ -21,6 +21,8 @@ from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from runners.runner import Runner
 from transforms.ask.shards import MAX_PARALLELISM
 from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS, MODES
+from transforms.enrich.database import DatabaseSettings
+from transforms.enrich.lookups import LookupSettings
 from transforms.errors import SettingsError
 from transforms.remote.models_file import read_models
 from transforms.remote.prometheus import PORTS, parse_address
@@ -92,6 +94,17 @@ def parser() -> argparse.ArgumentParser:
         help="YAML: consumer and producer settings by Kafka's names, under common, consumer, producer",
     )
     add("--topics", metavar="FILE", help="YAML: output topics renamed, 'name: new name'")
+    add(
+        "--orders",
+        metavar="URL",
+        help="the database of orders: sqlite:///PATH or postgresql://USER:${env:NAME}@HOST/DB (for the samples: their own)",
+    )
+    add(
+        "--orders_on_failure",
+        default="go-on",
+        choices=("go-on", "dead-letter"),
+        help="what becomes of an event whose orders cannot be looked up (default: go-on, and flag it)",
+    )
     add("--models", metavar="FILE", help="YAML: which model servers (default: the embedded model is started)")
     add("--follow", action="store_true", help="keep running after the samples, for events you produce yourself")
     add(
@@ -158,7 +171,7 @@ def read(arguments: Sequence[str]) -> Settings:
         runner=own.runner,
         input=_input(own.input),
         output=_output(own.output),
-        kafka_config=_kafka_config(own.kafka_config),
+        kafka_config=read_kafka_config(own.kafka_config),
         topics=_topics(own.topics, own.case),
         models=_models(own.models),
         models_file=None if own.models is None else Path(own.models),
@@ -171,6 +184,8 @@ def read(arguments: Sequence[str]) -> Settings:
         ask_mode=runner.ask_mode if own.ask_mode == "auto" else own.ask_mode,
         beam_arguments=tuple(beam_arguments),
         log_level=own.log_level,
+        orders=_orders(own.orders),
+        lookups=LookupSettings(on_failure=own.orders_on_failure),
         metrics_port=_metrics_port(own.metrics_port),
     )
     _check_together(settings, runner)
@@ -311,6 +326,16 @@ def _check_readable(flag: str, path: str) -> None:
         raise SettingsError(f"{flag}={path}: cannot be read: {error.strerror}.") from None
 
 
+def _orders(url: str | None) -> DatabaseSettings | None:
+    if url is None:
+        return None
+    try:
+        return DatabaseSettings(url)
+    except SettingsError as error:
+        # The URL may hold a password, and is not repeated.
+        raise SettingsError(f"--orders: {error}") from None
+
+
 def _models(path: str | None) -> Mapping[str, ModelSettings] | None:
     if path == "":
         raise SettingsError("--models=: names no file.")
@@ -328,7 +353,19 @@ def _yaml(flag: str, path: str) -> Mapping[str, Any]:
     return data
 
 
-def _kafka_config(path: str | None) -> KafkaConfig:
+def read_place(flag: str, text: str) -> Files | Kafka:
+    """A path, which need not be there, or ``kafka://HOST:PORT/TOPIC``. Raises SettingsError for what is neither."""
+    if "://" in text:
+        return _kafka(flag, text)
+    if not text or os.path.isdir(text):
+        raise SettingsError(f"{flag}={text}: must name a file, or kafka://HOST:PORT/TOPIC.")
+    if flag == "--from":
+        _check_readable(flag, text)
+    return Files((os.path.abspath(text),))
+
+
+def read_kafka_config(path: str | None) -> KafkaConfig:
+    """The settings of Kafka's clients in a file; none without one. Raises SettingsError for what is wrong in it."""
     if path is None:
         return KafkaConfig()
     data = _yaml("--kafka_config", path)
@@ -362,7 +399,7 @@ def _topics(path: str | None, case: str) -> dict[str, str]:
     if path is None:
         return {}
     found = case_named(case)
-    known = (*found.output_topics, found.dead_letter_topic)
+    known = found.all_topics
     names = _yaml("--topics", path)
     for old, new in names.items():
         if old not in known:

@@ -29,6 +29,7 @@ from runners.local import artifacts, llm
 from runners.local.part import StackError
 from transforms import dead_letters, files, kafka
 from transforms.ask.calls import make_client
+from transforms.enrich.database import DatabaseSettings
 from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.remote.prometheus import WithPage
 from transforms.remote.settings import Endpoint, ModelSettings
@@ -48,7 +49,7 @@ def run(settings: Settings) -> int:
         return _Bounded(settings, console, stop).run()
 
 
-def steps_of(settings: Settings, model: ModelSettings, **ask_options: Any) -> Steps:
+def steps_of(settings: Settings, case: Case, model: ModelSettings, **ask_options: Any) -> Steps:
     """The settings of the job's steps."""
     to_kafka = isinstance(settings.output, Kafka)
     return Steps(
@@ -62,9 +63,24 @@ def steps_of(settings: Settings, model: ModelSettings, **ask_options: Any) -> St
             **ask_options,
         },
         topics=settings.topics,
+        models=settings.models or {},
+        orders=settings.orders or _sample_orders(settings, case),
+        lookups=settings.lookups,
         keeps_order=settings.order == "key",
         make_caller=WithPage(make_client, settings.metrics_port) if settings.metrics_port else make_client,
     )
+
+
+def _sample_orders(settings: Settings, case: Case) -> DatabaseSettings | None:
+    """The orders that go with the samples, where those are what is read."""
+    if case.make_orders is None or not reads_samples(settings, case):
+        return None
+    return case.make_orders(artifacts.cache_root() / "orders")
+
+
+def reads_samples(settings: Settings, case: Case) -> bool:
+    """Whether the input is the sample events of the case, named or not."""
+    return settings.samples or (isinstance(settings.input, Files) and settings.input.paths == (str(case.samples),))
 
 
 def writer(settings: Settings) -> beam.PTransform:
@@ -83,9 +99,13 @@ def watch(settings: Settings, case: Case, console: Console) -> Watch:
     """Follows the outputs; what an earlier run left in the same files is removed, and said."""
     topics = [settings.topics.get(topic, topic) for topic in case.output_topics]
     dead = settings.topics.get(case.dead_letter_topic, case.dead_letter_topic)
+    side = [settings.topics.get(topic, topic) for topic in case.side_topics]
+    escalations = (
+        None if case.escalation_topic is None else settings.topics.get(case.escalation_topic, case.escalation_topic)
+    )
     if isinstance(settings.output, Kafka):
-        return KafkaWatch(settings.output.servers, topics, dead, settings.kafka_config.producer)
-    followed = FileWatch(output_folder(settings), topics, dead)
+        return KafkaWatch(settings.output.servers, topics, dead, settings.kafka_config.producer, side, escalations)
+    followed = FileWatch(output_folder(settings), topics, dead, side, escalations)
     removed = followed.clear()
     if removed:
         console.print(f"removed what an earlier run wrote: {len(removed)} files in {output_folder(settings)}")
@@ -104,6 +124,7 @@ def embedded_model(case: Case, base_url: str) -> ModelSettings:
         deadline_s=own["deadline_s"],
         max_in_flight=own["limits"]["max_in_flight"],
         params=own["params"],
+        options=own.get("options", {}),
     )
 
 
@@ -259,7 +280,7 @@ class _Bounded:
 
     def _steps(self, model: ModelSettings) -> Steps:
         slices = {"end_slice_s": _DIRECT_END_SLICE_S} if self._settings.runner == direct.RUNNER.name else {}
-        return steps_of(self._settings, model, **slices)
+        return steps_of(self._settings, self._case, model, **slices)
 
     def _beam_options(self, stack: ExitStack) -> PipelineOptions:
         arguments = self._settings.beam_arguments

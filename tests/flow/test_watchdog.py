@@ -135,6 +135,15 @@ def test_a_lost_tick_is_made_up_for(runner: Runner, double: ModelDouble) -> None
     assert [(pair.value[0].id, pair.value[1].attempts) for pair in out] == [("e1", 2)]
 
 
+def test_after_the_end_the_timer_of_the_end_is_set_again(runner: Runner) -> None:
+    """A job that goes on after the end of its input, as one restored from a savepoint does, waits at its next end too."""
+    runner.take("e1", 5.0)
+    assert len(runner.finish()) == 1
+    runner.end = Timer()
+    runner.take("e2", 6.0)
+    assert runner.end.times_set == 1
+
+
 def test_the_tick_holds_the_earliest_event_time(runner: Runner) -> None:
     """The tick holds the watermark at the earliest event time under way, and a record that is earlier lowers it, in place."""
     runner.take("e1", 50.0)

@@ -190,10 +190,10 @@ class Shard:
             self._head.tick_set = False
             self._write_head(cell)
 
-    def mark_end(self, cell: Cell) -> None:
-        """Remembers, with the bundle, that the timer of the end of the window is set."""
-        if not self._head.end_set:
-            self._head.end_set = True
+    def mark_end(self, cell: Cell, *, is_set: bool) -> None:
+        """Remembers, with the bundle, whether the timer of the end of the window is set."""
+        if self._head.end_set != is_set:
+            self._head.end_set = is_set
             self._write_head(cell)
 
     def _is_used(self, key: str) -> bool:

@@ -342,7 +342,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         )
         if not shard.end_set:
             end.set(GlobalWindow().max_timestamp())
-            shard.mark_end(cell)
+            shard.mark_end(cell, is_set=True)
         if not shard.tick_set:
             self._set_tick(shard, cell, tick, watchdog)
         elif event_time.micros < shard.hold_us:
@@ -425,6 +425,8 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         tick.clear()
         watchdog.clear()
         shard.mark_no_tick(cell)
+        # The job may go on: Flink ends the input of one that it stops with a savepoint, before the savepoint (docs/adr/0013).
+        shard.mark_end(cell, is_set=False)
 
     def _touch(self, key: bytes, cell: Any, bag: Any) -> Shard:
         shard = self._memory.get(key)

@@ -254,7 +254,7 @@ class Admission:
         left_out = set(exclude)
         self.blocked, self._quota_wait_s = "endpoints", float("inf")
         while (endpoint := self._choose(now_s, last, left_out)) is not None:
-            if endpoint.outstanding < self._limits[endpoint.url].limit:
+            if self._has_room(endpoint, now_s):
                 reserved = self._quotas[endpoint.url].try_reserve(now_s, self.estimate.corrected(tokens))
                 if isinstance(reserved, Reservation):
                     self._in_flight += 1
@@ -265,6 +265,13 @@ class Admission:
                 self.blocked = "limits"
             left_out.add(endpoint.url)
         return None
+
+    def _has_room(self, endpoint: EndpointState, now_s: float) -> bool:
+        limit = self._limits[endpoint.url]
+        if endpoint.outstanding < limit.limit:
+            return True
+        limit.press(now_s)
+        return endpoint.outstanding < limit.limit
 
     def _choose(self, now_s: float, last: str | None, exclude: Collection[str]) -> EndpointState | None:
         chances = self._clock.random(), self._clock.random()
