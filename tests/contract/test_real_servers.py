@@ -111,6 +111,7 @@ def mlserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, st
 
 FORMS = {
     "rest": ("open-inference", {}),
+    "rest negotiated": ("open-inference", {"binary": "auto"}),
     "grpc raw": ("open-inference-grpc", {}),
     "grpc typed": ("open-inference-grpc", {"raw": False}),
 }
