@@ -36,6 +36,7 @@ from runners.local.ports import Ports
 from runners.local.stack import Stack
 from transforms.ask import AskModel
 from transforms.records import OutputRecord
+from transforms.remote.concurrency import ConcurrencySettings
 from transforms.remote.settings import Endpoint, ModelSettings
 
 COMMAND = "scripts/bench checkpoints"
@@ -53,6 +54,7 @@ def steps(source: beam.PCollection, place: Place) -> beam.PCollection:
         endpoints=(Endpoint(place.url),),
         model="bench",
         max_in_flight=BOUND,
+        concurrency=ConcurrencySettings(algorithm="fixed", initial=BOUND, most=BOUND),
         timeout_s=2 * LATENCY_S,
         deadline_s=4 * LATENCY_S,
     )

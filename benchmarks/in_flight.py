@@ -29,6 +29,7 @@ from transforms.ask import calls, step
 from transforms.ask.shard import Entry, Shard
 from transforms.ask.shards import shard_keys, shard_of
 from transforms.remote.client import Call
+from transforms.remote.concurrency import ConcurrencySettings
 from transforms.remote.questions import Chat, Message
 from transforms.remote.settings import Endpoint, ModelSettings
 
@@ -120,7 +121,12 @@ def facts() -> dict[str, float]:
 def work(url: str, count: int) -> dict[str, Any]:
     """What the worker process does; returns what it saw."""
     settings = ModelSettings(
-        role="answer", endpoints=(Endpoint(url),), model="bench", max_in_flight=count, deadline_s=_DEADLINE_S
+        role="answer",
+        endpoints=(Endpoint(url),),
+        model="bench",
+        max_in_flight=count,
+        concurrency=ConcurrencySettings(algorithm="fixed", initial=count, most=count),
+        deadline_s=_DEADLINE_S,
     )
     before, running = facts(), calls.acquire("in-flight", settings)
     asking = _Step(running)

@@ -181,7 +181,7 @@ class _Job:
                 except BaseException:  # whatever stops us from following the job must not leave it behind unseen
                     self._end(result)
                     raise
-                if result.state != PipelineState.CANCELLED:
+                if self._savepoint() is None:
                     result.wait_until_finish()
             read_count = sum(self._positions(consumer_config).values()) - sum(began_at.values())
             return self._conclude(result, progress, read_count)
@@ -293,7 +293,7 @@ class _Job:
 
     def _conclude(self, result: Any, progress: runs.Progress, read_count: int) -> int:
         savepoint = self._savepoint()
-        if result.state != PipelineState.DONE and (result.state != PipelineState.CANCELLED or savepoint is None):
+        if result.state != PipelineState.DONE and savepoint is None:
             self._console.print(f"The job ended as {result.state}.")
             return 1
         output = self._settings.output
@@ -304,15 +304,20 @@ class _Job:
         )
         # Kafka knows how much was read, whatever happened meanwhile; Flink's counters begin again when a job is restarted.
         records = read_count if isinstance(self._settings.input, Kafka) else counter(result, RECORDS_IN) or 0
-        repeats = counter(result, REPEATS) or 0
+        repeats = (counter(result, REPEATS) or 0) if result.state == PipelineState.DONE else 0
         if self._job is not None and self._engine.rest is not None and self._engine.rest.was_restarted(self._job):
             self._console.print("The job was restarted on the way; repeats are counted since the last restart.")
         resumed = value_of(self._settings.beam_arguments, "--savepoint_path") is not None
         return runs.conclude(self._console, progress, records, repeats, where, resumed=resumed, savepoint=savepoint)
 
     def _savepoint(self) -> str | None:
-        """Where the job's state lies, if somebody stopped it with a savepoint; a drain of ours leaves nothing in it."""
+        """Where the job's state lies, if somebody ended it with a savepoint; a drain of ours leaves nothing in it.
+
+        Beam's job server calls a job that was cancelled from elsewhere a failed one; Flink tells the two apart.
+        """
         if self._drain_asked or self._job is None or self._engine.rest is None:
+            return None
+        if self._engine.rest.state(self._job) not in {"CANCELED", "CANCELLING", "FINISHED"}:
             return None
         return self._engine.rest.savepoint(self._job)
 

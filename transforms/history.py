@@ -11,7 +11,7 @@ from apache_beam import coders
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindows
-from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.timestamp import Timestamp
 
 DEFAULT_LAST = 5
 DEFAULT_MEMORY_S = 30 * 86_400.0
@@ -23,6 +23,13 @@ class Remembered(msgspec.Struct, frozen=True, array_like=True):
     event_time_ms: int
     id: str
     entry: msgspec.Raw
+
+
+class Memory(msgspec.Struct, frozen=True, array_like=True):
+    """What a cell of state holds: entries, oldest first by event time, and for when its timer is set (Unix milliseconds)."""
+
+    entries: tuple[Remembered, ...] = ()
+    timer_ms: int = 0
 
 
 class RememberHistory(beam.PTransform):  # type: ignore[misc]
@@ -109,32 +116,42 @@ class _Remember(beam.DoFn):  # type: ignore[misc]
         record = element[1]
         now_ms = Timestamp.of(timestamp).micros // 1_000
         event_id = self._id_of(record)
-        before = [
-            one
-            for one in remembered(cell.read())
-            if one.id != event_id and one.event_time_ms + self._memory_ms > now_ms
-        ]
+        memory = remembered(cell.read())
+        before = [one for one in memory.entries if one.id != event_id and one.event_time_ms + self._memory_ms > now_ms]
         yield self._write(record, tuple(self._entries.decode(one.entry) for one in before))
         own = Remembered(now_ms, event_id, msgspec.Raw(self._encoder.encode(self._entry_of(record))))
         kept = sorted((*before, own), key=_by_time)[-self._last :]
-        cell.write(self._encoder.encode(kept))
-        # One timer a key: to be set again by a later record moves it to where the youngest entry ends.
-        expiry.set(Timestamp(micros=kept[-1].event_time_ms * 1_000) + Duration(micros=self._memory_ms * 1_000))
+        timer_ms = memory.timer_ms or now_ms + self._memory_ms
+        cell.write(self._encoder.encode(Memory(tuple(kept), timer_ms)))
+        # A timer that is pending is not moved: it costs a write of state for each record, and runners differ in what it then holds.
+        if not memory.timer_ms:
+            expiry.set(Timestamp(micros=timer_ms * 1_000))
 
     @on_timer(EXPIRY)  # type: ignore[untyped-decorator]
-    def forget(self, timestamp: Any = beam.DoFn.TimestampParam, cell: Any = beam.DoFn.StateParam(CELL)) -> None:
-        """Empties the cell, unless a later record moved the end of the memory meanwhile."""
-        kept = remembered(cell.read())
-        if kept and (kept[-1].event_time_ms + self._memory_ms) * 1_000 <= Timestamp.of(timestamp).micros:
+    def forget(
+        self,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        cell: Any = beam.DoFn.StateParam(CELL),
+        expiry: Any = beam.DoFn.TimerParam(EXPIRY),
+    ) -> None:
+        """Empties the cell, or where later records came meanwhile waits for the end of the youngest."""
+        memory = remembered(cell.read())
+        if not memory.entries:
+            return
+        end_ms = memory.entries[-1].event_time_ms + self._memory_ms
+        if end_ms * 1_000 <= Timestamp.of(timestamp).micros:
             cell.clear()
+            return
+        cell.write(self._encoder.encode(Memory(memory.entries, end_ms)))
+        expiry.set(Timestamp(micros=end_ms * 1_000))
 
 
-_cells = msgspec.msgpack.Decoder(list[Remembered])
+_cells = msgspec.msgpack.Decoder(Memory)
 
 
-def remembered(cell: bytes | None) -> list[Remembered]:
-    """What a cell of state holds, oldest first; nothing for an empty one. Raises `msgspec.DecodeError` for another's bytes."""
-    return _cells.decode(cell) if cell else []
+def remembered(cell: bytes | None) -> Memory:
+    """What a cell of state holds; nothing for an empty one. Raises `msgspec.DecodeError` for another's bytes."""
+    return _cells.decode(cell) if cell else Memory()
 
 
 def _by_time(one: Remembered) -> tuple[int, str]:

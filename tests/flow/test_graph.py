@@ -247,10 +247,11 @@ def test_where_metrics_are_shown_travels_with_the_graph(secrets: options.Setting
     model = secrets.models["answer"]
     shown = dataclasses.replace(secrets, metrics_port="127.0.0.1:9464")
     for settings, wanted in ((secrets, False), (shown, True)):
-        steps = runs.steps_of(settings, model)
+        steps = runs.steps_of(settings, SUPPORT, model)
         built = graph(ARGUMENTS["flink"](), model=model, make_caller=steps.make_caller)
         found = {name for name, pickle in pickled(built).items() if b"127.0.0.1" in pickle and b"WithPage" in pickle}
-        assert found == ({"AskModel/Shard", "AskModel/Ask/Calls"} if wanted else set())
+        asking = {f"{step}/{part}" for step in ("AskModel", "RepairReplies") for part in ("Shard", "Ask/Calls")}
+        assert found == (asking if wanted else set())
 
 
 def test_a_secret_in_the_graph_is_found() -> None:

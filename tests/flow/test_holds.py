@@ -30,8 +30,8 @@ def test_a_window_waits_for_an_event_under_way(prism: str, slow: ModelDouble, tm
     assert [len(group["ids"]) > 1 for group in groups if group["window"] == window] == [True]
 
 
-def now(timer: Any, fire_us: int, _hold_us: int) -> None:
-    holds.set_timer(timer, fire_us, Timestamp.now().micros)
+def now(timer: Any, fire_us: int, hold_us: int) -> None:
+    holds.set_timer(timer, fire_us, max(hold_us, Timestamp.now().micros))
 
 
 @pytest.mark.prism
@@ -41,4 +41,6 @@ def test_without_the_hold_a_late_outcome_is_lost(
     """The sibling: with a timer that holds the time at which it is set, the window closes and the outcome is dropped as late."""
     monkeypatch.setattr(step, "set_timer", now)
     groups = held.run(beam_options(PRISM, prism), slow.base_url, tmp_path / "out")
-    assert held.ids(groups) == [one for one in held.ALL if one != held.SLOW]
+    # Others may be late with it: those that were under way when their window ended.
+    assert held.SLOW not in held.ids(groups)
+    assert set(held.ids(groups)) < set(held.ALL)

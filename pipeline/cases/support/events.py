@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NoReturn, TypeGuard, get_args
 import msgspec
 
 from pipeline.cases.support.mail import Attachment, read_mail
-from pipeline.cases.support.transcript import Turn, as_text, read_transcript
+from pipeline.cases.support.transcript import Turn, as_text, read_segments, read_transcript
 from pipeline.cases.support.wording import excerpt, is_blank
 from transforms.errors import BadEvent
 from transforms.records import SourceRecord
@@ -56,6 +56,7 @@ KINDS: Final = frozenset(
         "bad-time",
         "bad-email",
         "bad-vtt",
+        "bad-segments",
         "no-text",
     }
 )
@@ -123,9 +124,19 @@ def parse_event(record: SourceRecord) -> SupportEvent:
             sender=mail.sender,
             sender_name=mail.sender_name,
         )
-    turns = read_transcript(_string(fields, "vtt"))
-    text = _readable(as_text(turns), "no cue of the transcript in `vtt` holds a word")
+    turns, text = _call(fields)
     return SupportEvent(event_id, channel, customer_id, at_ms, text, record, turns=turns)
+
+
+def _call(fields: dict[str, Any]) -> tuple[tuple[Turn, ...], str]:
+    """The turns of a call and its text, from the one form of transcript that it has."""
+    if "segments" not in fields:
+        turns = read_transcript(_string(fields, "vtt"))
+        return turns, _readable(as_text(turns), "no cue of the transcript in `vtt` holds a word")
+    if "vtt" in fields:
+        raise BadEvent("bad-segments", "The event has both `vtt` and `segments`; send one form of its transcript.")
+    turns = read_segments(fields["segments"])
+    return turns, _readable(as_text(turns), "no segment of the transcript in `segments` holds a word")
 
 
 def read_id(record: SourceRecord) -> str | None:
