@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pipeline.summary import Written
 from transforms.dead_letters import PREFIX
 from transforms.errors import SettingsError
+from transforms.formats.codec import Decode
 from transforms.kafka import client_config
 from transforms.remote.clock import SystemClock
 
@@ -88,7 +89,15 @@ class FileWatch:
 class KafkaWatch:
     """Follows topics from where they end when it is made. Raises SettingsError where Kafka cannot be reached."""
 
-    def __init__(self, servers: str, topics: Sequence[str], dead_letter_topic: str, config: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        servers: str,
+        topics: Sequence[str],
+        dead_letter_topic: str,
+        config: Mapping[str, str],
+        decode: Decode | None = None,
+    ) -> None:
+        self._decode = decode or Decode({})
         self._dead = dead_letter_topic
         self._consumer = open_consumer(servers, config, "farcall-watch")
         try:
@@ -111,7 +120,7 @@ class KafkaWatch:
     def _written(self, message: Message) -> Written:
         topic = message.topic() or ""
         if topic != self._dead:
-            return _reply(topic, orjson.loads(message.value() or b"{}"))
+            return _reply(topic, orjson.loads(self._decode.value(topic, message.value() or b"{}")))
         facts = {
             name.removeprefix(PREFIX): (value or b"").decode()
             for name, value in message.headers() or ()

@@ -19,6 +19,8 @@ import runners
 from pipeline import flink_runs
 from pipeline.build import Steps, build
 from pipeline.case import Case
+from pipeline.formatted import formatted
+from pipeline.options import topics_written
 from pipeline.outputs import FileWatch, KafkaWatch, NoWatch, Watch
 from pipeline.registry import case_named
 from pipeline.settings import Files, Kafka, Settings
@@ -28,6 +30,8 @@ from runners import dataflow, direct, flink, portable, prism
 from runners.local import artifacts, llm
 from runners.local.part import StackError
 from transforms import dead_letters, files, kafka
+from transforms.formats.codec import Decode
+from transforms.formats.register import register_schemas
 from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.remote.settings import Endpoint, ModelSettings
 
@@ -40,6 +44,8 @@ _PRISM_RUNS = 3
 def run(settings: Settings) -> int:
     """Runs the job that `settings` describe; returns the exit status. Raises SettingsError where it cannot be started."""
     console = Console(highlight=False, soft_wrap=True)
+    written = topics_written(settings, runners.named(settings.runner))
+    settings = replace(settings, formats=register_schemas(settings.formats, written))
     with stop_on_signals() as stop:
         if settings.runner == flink.RUNNER.name:
             return flink_runs.run(settings, console, stop)
@@ -56,6 +62,12 @@ def steps_of(settings: Settings, model: ModelSettings, **ask_options: Any) -> St
         ask_options={"shards": settings.shards, "max_pending": settings.max_pending, **ask_options},
         topics=settings.topics,
     )
+
+
+def case_of(settings: Settings) -> Case:
+    """The case, in the formats of its topics."""
+    written = topics_written(settings, runners.named(settings.runner))
+    return formatted(case_named(settings.case), settings.formats, settings.topics, written)
 
 
 def writer(settings: Settings) -> beam.PTransform:
@@ -75,7 +87,9 @@ def watch(settings: Settings, case: Case, console: Console) -> Watch:
     topics = [settings.topics.get(topic, topic) for topic in case.output_topics]
     dead = settings.topics.get(case.dead_letter_topic, case.dead_letter_topic)
     if isinstance(settings.output, Kafka):
-        return KafkaWatch(settings.output.servers, topics, dead, settings.kafka_config.producer)
+        return KafkaWatch(
+            settings.output.servers, topics, dead, settings.kafka_config.producer, Decode(settings.formats)
+        )
     followed = FileWatch(output_folder(settings), topics, dead)
     removed = followed.clear()
     if removed:
@@ -175,7 +189,7 @@ class _Bounded:
     """A run over files, on a runner that has an end: DirectRunner, PrismRunner, or a service that is only submitted to."""
 
     def __init__(self, settings: Settings, console: Console, stop: Stop) -> None:
-        case = case_named(settings.case)
+        case = case_of(settings)
         source = settings.input or Files((str(case.samples),))
         self._settings = replace(settings, input=source)
         self._case = case

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transforms.formats.settings import TopicFormat
 from transforms.remote.settings import ModelSettings
 
 
@@ -38,6 +39,7 @@ class Settings:
 
     `input` None means the sample events of the case; `output` None the folder ``out`` or, with the local stack, its Kafka.
     `models` None means the embedded model. `repeat_memory_s` is in seconds. `beam_arguments` are Beam's own flags, untouched.
+    `formats` are those of topics that are not JSON alone.
     """
 
     case: str
@@ -55,3 +57,4 @@ class Settings:
     max_pending: int
     beam_arguments: tuple[str, ...]
     log_level: str
+    formats: Mapping[str, TopicFormat] = field(default_factory=dict)
