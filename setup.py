@@ -19,7 +19,7 @@ setup(
         "runners",
         "runners.local",
     ],
-    package_data={"pipeline": ["samples/*", "cases/*/schemas/*"], "runners": ["engine/*.xml", "engine/kafka/*.xml"]},
+    package_data={"pipeline": ["samples/*", "cases/*/schemas/*"], "runners": ["engine/*.xml", "engine/*/*.xml"]},
     install_requires=[
         "apache-beam==2.77.0",
         "aiohttp==3.14.5",
@@ -38,6 +38,7 @@ setup(
     extras_require={
         "dataflow": ["apache-beam[gcp]==2.77.0"],
         "test": [
+            "aiosmtpd==1.4.6",
             "import-linter==2.16",
             "mypy==2.4.1",
             "pytest==9.2.0",

@@ -17,7 +17,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from runners.local.part import Artifact, Report, StackError, Tool
@@ -145,6 +145,11 @@ def kafka_jars() -> Artifact:
     return _maven("Kafka", "kafka", _ENGINE / "kafka" / "pom.xml")
 
 
+def registry() -> Artifact:
+    """The schema registry, as runners/engine/registry/pom.xml pins: a jar that starts, and what it needs beside it."""
+    return _maven("the schema registry", "registry", _ENGINE / "registry" / "pom.xml", _unpack)
+
+
 def flink() -> Artifact:
     """The Flink distribution: lib, opt and plugins."""
     return Artifact("Flink", f"flink-{FLINK_VERSION}", _fill_flink)
@@ -204,15 +209,24 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _maven(title: str, name: str, pom: Path) -> Artifact:
+def _maven(title: str, name: str, pom: Path, after: Callable[[Path], None] = lambda _: None) -> Artifact:
     def fill(folder: Path) -> None:
         goal = "dependency:copy-dependencies"
         _run(
             title,
             [MAVEN.name, "-q", "-B", "-f", str(pom), goal, "-DincludeScope=runtime", f"-DoutputDirectory={folder}"],
         )
+        after(folder)
 
     return Artifact(title, f"{name}-{_digest(pom.read_bytes())}", fill, MAVEN)
+
+
+def _unpack(folder: Path) -> None:
+    """Unpack the one archive in a folder, and delete it."""
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        content.extractall(folder, filter="data")
+    archive.unlink()
 
 
 def _fill_flink(folder: Path) -> None:
