@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transforms.records import Answer, OutputRecord, SourceRecord
-from transforms.remote.client import Message
+from transforms.remote.questions import Question
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Case:
     source_of: Callable[[Any], SourceRecord]
     """The record that an event came from."""
 
-    ask: Callable[[Any], tuple[Message, ...]]
+    ask: Callable[[Any], Question]
     """What the model is asked about an event."""
 
     check: Callable[[tuple[Any, Answer]], Any]

@@ -23,7 +23,9 @@ from transforms.ask.shards import MAX_PARALLELISM
 from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS
 from transforms.errors import SettingsError
 from transforms.formats.settings import check_topics, read_formats
-from transforms.remote.settings import ModelSettings, read_models
+from transforms.remote.models_file import read_models
+from transforms.remote.prometheus import PORTS, parse_address
+from transforms.remote.settings import ModelSettings
 from transforms.repeats import DEFAULT_MEMORY_S
 
 ENGINES = ("pinned", "beam")
@@ -124,6 +126,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"shards of the asynchronous step, fixed for a job's life, twice its parallelism (default: {DEFAULT_SHARDS})",
     )
     add(
+        "--metrics_port",
+        metavar="[HOST:]PORT",
+        help=f"each worker process shows its metrics to Prometheus on the first free of {PORTS} ports (default: none does)",
+    )
+    add(
         "--log_level",
         default="warning",
         choices=("debug", "info", "warning", "error"),
@@ -155,6 +162,7 @@ def read(arguments: Sequence[str]) -> Settings:
         beam_arguments=tuple(beam_arguments),
         log_level=own.log_level,
         formats={} if own.formats is None else read_formats(own.formats),
+        metrics_port=_metrics_port(own.metrics_port),
     )
     _check_together(settings, runner)
     if own.formats is not None:
@@ -385,6 +393,16 @@ def _at_least(flag: str, value: float, least: float) -> float:
             f"{flag}={value:g}: must be at least {least:g}{'' if value < least else ' and have an end'}."
         )
     return value
+
+
+def _metrics_port(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        parse_address(text)
+    except SettingsError as error:
+        raise SettingsError(f"--metrics_port={text}: {error}") from None
+    return text
 
 
 def _shards(value: int) -> int:

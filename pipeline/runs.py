@@ -30,9 +30,11 @@ from runners import dataflow, direct, flink, portable, prism
 from runners.local import artifacts, llm
 from runners.local.part import StackError
 from transforms import dead_letters, files, kafka
+from transforms.ask.calls import make_client
 from transforms.formats.codec import Decode
 from transforms.formats.register import register_schemas
 from transforms.metrics import RECORDS_IN, REPEATS, counter
+from transforms.remote.prometheus import WithPage
 from transforms.remote.settings import Endpoint, ModelSettings
 
 DEFAULT_OUTPUT = "out"
@@ -61,6 +63,7 @@ def steps_of(settings: Settings, model: ModelSettings, **ask_options: Any) -> St
         repeat_memory_s=settings.repeat_memory_s,
         ask_options={"shards": settings.shards, "max_pending": settings.max_pending, **ask_options},
         topics=settings.topics,
+        make_caller=WithPage(make_client, settings.metrics_port) if settings.metrics_port else make_client,
     )
 
 

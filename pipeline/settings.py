@@ -38,8 +38,8 @@ class Settings:
     """Everything the command line says.
 
     `input` None means the sample events of the case; `output` None the folder ``out`` or, with the local stack, its Kafka.
-    `models` None means the embedded model. `repeat_memory_s` is in seconds. `beam_arguments` are Beam's own flags, untouched.
-    `formats` are those of topics that are not JSON alone.
+    `models` None means the embedded model. `repeat_memory_s` is in seconds. `metrics_port` is PORT or HOST:PORT, None for no
+    page. `beam_arguments` are Beam's own flags, untouched. `formats` are those of topics that are not JSON alone.
     """
 
     case: str
@@ -58,3 +58,4 @@ class Settings:
     beam_arguments: tuple[str, ...]
     log_level: str
     formats: Mapping[str, TopicFormat] = field(default_factory=dict)
+    metrics_port: str | None = None

@@ -7,6 +7,8 @@ hold it untouched, whatever step wrote it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 Headers = tuple[tuple[str, bytes | None], ...]
@@ -62,7 +64,10 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
     `model` is what the server named, `endpoint` its base URL, `attempts` all calls made for the event, `model_ms` the
     duration of the one that gave the answer, `waited_ms` the time from when the step took the event until it handed
-    the answer on, `finish_reason` the protocol's word for why the text ends.
+    the answer on, `finish_reason` the protocol's word for why the text ends. `role` is that of the model which answered, and
+    `reason` a sentence that says why it was not the first of a chain of fallbacks; `source` is ``call``, ``cache``, ``shared``
+    or ``fixed`` (`remote.client.Source`). `value` is what a model gave that does not write, of MessagePack's plain values.
+    `first_token_ms` is the time to the first piece of a stream.
     """
 
     text: str
@@ -74,6 +79,11 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     completion_tokens: int = 0
     model_ms: float = 0.0
     waited_ms: float = 0.0
+    role: str = ""
+    source: str = "call"
+    reason: str | None = None
+    value: Any = None
+    first_token_ms: float | None = None
 
 
 class CallFailure(msgspec.Struct, frozen=True, array_like=True):

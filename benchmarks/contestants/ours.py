@@ -15,16 +15,16 @@ from benchmarks.contestants import beam_job
 from benchmarks.rig import Place
 from transforms.ask import AskModel
 from transforms.records import Answer, CallFailure, OutputRecord, SourceRecord
-from transforms.remote.openai_chat import Message
+from transforms.remote.questions import Chat, Message
 from transforms.remote.settings import Endpoint, ModelSettings
 
 CAPACITY = 4_000
 """Calls under way at once: that of Flink's operator (2 000) in each of two subtasks."""
 
 
-def ask(record: SourceRecord) -> tuple[Message, ...]:
+def ask(record: SourceRecord) -> Chat:
     """The question of an event."""
-    return (Message("user", records.read_event(record.value or b"").text),)
+    return Chat((Message("user", records.read_event(record.value or b"").text),))
 
 
 def id_of(record: SourceRecord) -> str:

@@ -10,15 +10,17 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
 
 from runners.local.llm import serve
+from tests.contract import redis_server
 from transforms.errors import BrokenReply
 from transforms.remote import loop
-from transforms.remote.client import Call, Client, Message, Outcome
+from transforms.remote.client import Call, Chat, Client, Message, Outcome
 from transforms.remote.clock import Clock, SystemClock
 from transforms.remote.fakes import FakeTransport, Scripted, Sent, VirtualClock, answered, dropped, hung, replied
 from transforms.remote.model_double import Fault, ModelDouble, reply_text
@@ -39,7 +41,7 @@ class BaseRig:
 
     def make(self, base_url: str, transport: Transport | None = None, **over: Any) -> None:
         """Make the client."""
-        retry = RetryPolicy(max_attempts=4, base_s=0.001, cap_s=0.01)
+        retry = RetryPolicy(max_attempts=4, base_s=0.001, cap_s=0.01, wait_for_server=False)
         settings = {"role": "answer", "endpoints": (Endpoint(base_url),), "model": "double", "retry": retry, **over}
         self.client = Client(ModelSettings(**settings), self.clock, transport)
 
@@ -49,7 +51,7 @@ class BaseRig:
 
     def call(self, key: str, text: str, deadline_s: float) -> Call:
         """Return a call with one user message."""
-        return Call(key, (Message("user", text),), self.clock.now_ms() + round(deadline_s * 1000))
+        return Call(key, Chat((Message("user", text),)), self.clock.now_ms() + round(deadline_s * 1000))
 
     def ask(self, key: str = "a", text: str = "Where is my order?", deadline_s: float = 30.0) -> Outcome:
         """Ask one question."""
@@ -218,3 +220,24 @@ def healthy_rig(request: pytest.FixtureRequest, double: ModelDouble) -> Iterator
     }[request.param]()
     yield made
     made.close()
+
+
+def _redis_program() -> str:
+    program = redis_server.find_program()
+    if program is None:
+        pytest.skip(redis_server.ABSENT)
+    return program
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Redis of our own."""
+    with redis_server.running(_redis_program(), tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[redis_server.RedisServer]:
+    """A Redis for one test, which it may stop and start."""
+    with redis_server.running(_redis_program(), tmp_path) as server:
+        yield server

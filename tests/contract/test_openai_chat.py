@@ -16,10 +16,11 @@ import requests
 
 from transforms.errors import BrokenReply
 from transforms.remote import loop
-from transforms.remote.client import Call, Client, Message, Outcome
+from transforms.remote.auth import Auth
+from transforms.remote.client import Call, Chat, Client, Message, Outcome
 from transforms.remote.clock import SystemClock
 from transforms.remote.model_double import Fault, FaultKind, ModelDouble, reply_text
-from transforms.remote.settings import Auth, Endpoint, ModelSettings, RetryPolicy
+from transforms.remote.settings import Endpoint, ModelSettings, RetryPolicy
 from transforms.remote.transport import AiohttpTransport
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ def settings_of(url: str, **over: Any) -> ModelSettings:
 
 
 def call_of(key: str, deadline_s: float = 30.0) -> Call:
-    return Call(key, (Message("user", "Hello?"),), SystemClock().now_ms() + round(deadline_s * 1000))
+    return Call(key, Chat((Message("user", "Hello?"),)), SystemClock().now_ms() + round(deadline_s * 1000))
 
 
 def ask_once(client: Client, call: Call) -> Outcome:
@@ -116,7 +117,7 @@ def test_a_fault_that_passes_is_outlived(rig: Rig, fault: FaultKind, _kind: str)
 
 @pytest.mark.parametrize(("fault", "kind"), PASSING)
 def test_a_fault_that_stays_has_its_name(rig: Rig, fault: FaultKind, kind: str) -> None:
-    """A fault of every attempt ends the call after `max_attempts`, all under one key, with the fault's own kind."""
+    """A fault of every attempt ends a call after `max_attempts`, all under one key, with its own kind, if it is not to wait."""
     rig.set_faults(Fault(fault))
     outcome = rig.ask(key="e-1")
     assert (outcome.error_type, outcome.attempts) == (kind, 4)

@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from runners import prism
 from transforms.ask import AskModel
-from transforms.remote.client import Message
+from transforms.remote.questions import Chat, Message
 from transforms.remote.settings import Endpoint, ModelSettings, RetryPolicy
 
 DIRECT = "BundleBasedDirectRunner"
@@ -66,8 +66,8 @@ def _emitting() -> bool:
 beam.coders.registry.register_coder(Item, FusedCoder)
 
 
-def ask(item: Item) -> tuple[Message, ...]:
-    return (Message("user", item.id),)
+def ask(item: Item) -> Chat:
+    return Chat((Message("user", item.id),))
 
 
 def id_of(item: Item) -> str:

@@ -64,7 +64,7 @@ def in_a_moment(self: Any, _shard: Shard, tick: Any) -> None:
 def test_a_failure_takes_the_other_road(double: ModelDouble, tmp_path: Path, fault: Fault, kind: str) -> None:
     """A call that fails for good gives the record and the reason on `failed`, with the attempts that were made."""
     double.set_faults(fault)
-    settings = model(double.base_url, retry=RetryPolicy(max_attempts=3, base_s=0.01, cap_s=0.02))
+    settings = model(double.base_url, retry=RetryPolicy(max_attempts=3, base_s=0.01, cap_s=0.02, wait_for_server=False))
     out = run_ask(beam_options(DIRECT), tmp_path / "out", names(3), settings)
     assert ids_of(out) == dict.fromkeys(names(3), 1)
     attempts = 1 if kind == "refused" else 3
@@ -149,7 +149,7 @@ def test_a_question_that_cannot_be_made(double: ModelDouble, tmp_path: Path, mon
 def choosy(item: doubles.Item) -> Any:
     if item.id == "e3":
         raise ValueError("no words")
-    return (doubles.Message("user", item.id),)
+    return doubles.Chat((doubles.Message("user", item.id),))
 
 
 def test_the_bound_holds(double: ModelDouble, tmp_path: Path) -> None:

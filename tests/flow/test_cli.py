@@ -127,6 +127,7 @@ WRONG: dict[str, tuple[Sequence[str], str]] = {
     "too many shards": (["--shards=129"], r"--shards=129: must lie between 1 and 128"),
     "shards that are no number": (["--shards=x"], r"Argument --shards: .*'x'"),
     "nothing pending": (["--max_pending=0"], r"--max_pending=0: must be at least 1"),
+    "no port for metrics": (["--metrics_port=http"], r"--metrics_port=http: .* is not PORT or HOST:PORT"),
     "a negative memory": (["--repeat_memory_s=-1"], r"--repeat_memory_s=-1: must be at least 0"),
     "a memory without end": (["--repeat_memory_s=inf"], r"--repeat_memory_s=inf: "),
     "a memory that is no number": (["--repeat_memory_s=nan"], r"--repeat_memory_s=nan: "),

@@ -19,7 +19,7 @@ from apache_beam.runners.pipeline_context import PipelineContext
 from apache_beam.runners.runner import PipelineRunner
 from apache_beam.transforms.environments import Environment
 
-from pipeline import options
+from pipeline import options, runs
 from pipeline.build import Steps, build
 from pipeline.cases.support.case import SUPPORT
 from runners import dataflow, direct, flink, portable, prism
@@ -225,6 +225,18 @@ def test_no_secret_is_in_the_graph(secrets: options.Settings) -> None:
     assert any(b"FARCALL_TEST_SECRET" in payload for payload in payloads.values())
     for content in (proto, *payloads.values(), repr(secrets).encode(), str(PipelineOptions(arguments)).encode()):
         assert SECRET.encode() not in content
+
+
+def test_where_metrics_are_shown_travels_with_the_graph(secrets: options.Settings) -> None:
+    """With --metrics_port the step makes its client with a page at that address; without it, without one."""
+    assert secrets.models is not None
+    model = secrets.models["answer"]
+    shown = dataclasses.replace(secrets, metrics_port="127.0.0.1:9464")
+    for settings, wanted in ((secrets, False), (shown, True)):
+        steps = runs.steps_of(settings, model)
+        built = graph(ARGUMENTS["flink"](), model=model, make_caller=steps.make_caller)
+        found = {name for name, pickle in pickled(built).items() if b"127.0.0.1" in pickle and b"WithPage" in pickle}
+        assert found == ({"AskModel/Shard", "AskModel/Ask/Calls"} if wanted else set())
 
 
 def test_a_secret_in_the_graph_is_found() -> None:

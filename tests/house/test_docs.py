@@ -25,16 +25,27 @@ from pipeline.registry import CASES
 from runners.local import __main__ as stack_command
 from runners.local.parts import PARTS
 from runners.local.ports import Ports
-from transforms import dead_letters, errors
+from transforms import dead_letters, errors, metrics
 from transforms.files import WriteLines
 from transforms.formats import codec
 from transforms.formats import settings as formats
 from transforms.formats.registry import LEVELS, RegistrySettings
 from transforms.formats.settings import read_formats
 from transforms.records import DeadLetter, OutputRecord, SourceRecord
-from transforms.remote import settings
+from transforms.remote import models_file, names, prometheus, protocols, telemetry
+from transforms.remote.auth import Auth
+from transforms.remote.batcher import BatchSettings
+from transforms.remote.cache import CacheSettings
+from transforms.remote.concurrency import ConcurrencySettings
+from transforms.remote.hedge import HedgeSettings
 from transforms.remote.model_double import ModelDouble
-from transforms.remote.settings import read_models
+from transforms.remote.models_file import read_models
+from transforms.remote.names import INSTRUMENTS
+from transforms.remote.probes import ProbeSettings
+from transforms.remote.quota import QuotaSettings
+from transforms.remote.quota_redis import SharedQuotaSettings
+from transforms.remote.settings import Endpoint, RetryPolicy
+from transforms.remote.streams import StreamSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND_LINE = "docs/reference/command-line.md"
@@ -69,6 +80,24 @@ def blocks(language: str, documents: list[Path] | None = None) -> list[Any]:
         for number, match in enumerate(BLOCK.finditer(path.read_text(encoding="utf-8")))
         if match[1] == language
     ]
+
+
+MODEL_KEYS = [
+    models_file.ModelKeys,
+    models_file.Limits,
+    RetryPolicy,
+    Auth,
+    Endpoint,
+    BatchSettings,
+    StreamSettings,
+    HedgeSettings,
+    CacheSettings,
+    ProbeSettings,
+    ConcurrencySettings,
+    QuotaSettings,
+    SharedQuotaSettings,
+]
+"""What has the keys of models.yaml."""
 
 
 def section(text: str, heading: str) -> str:
@@ -137,9 +166,7 @@ def test_commands_in_the_documents_have_flags_that_exist(block: str) -> None:
         runner.check([*rest, "--job_endpoint=host:1"], own.engine)
 
 
-@pytest.mark.parametrize(
-    "keys", [settings._ModelKeys, settings._Limits, settings.RetryPolicy, settings.Auth, settings.Endpoint]
-)
+@pytest.mark.parametrize("keys", MODEL_KEYS)
 def test_every_key_of_a_model_is_in_the_guide_with_its_default(keys: type[msgspec.Struct]) -> None:
     """The guide's tables name every key of models.yaml, and the default where there is one."""
     shown = re.findall(r"^\| `(\w+)` \| (.*?) \|", text_of(MODELS), re.MULTILINE)
@@ -155,17 +182,16 @@ def test_every_key_of_a_model_is_in_the_guide_with_its_default(keys: type[msgspe
 
 def test_the_guide_names_no_key_that_is_not_there() -> None:
     """Every key in the guide's tables with three columns is one that models.yaml takes."""
-    kinds = (settings._ModelKeys, settings._Limits, settings.RetryPolicy, settings.Auth, settings.Endpoint)
-    known = {name for kind in kinds for name in kind.__struct_fields__}
+    known = {name for kind in MODEL_KEYS for name in kind.__struct_fields__}
     assert set(first_cells(text_of(MODELS))) <= known
 
 
 @pytest.mark.parametrize(
     "words",
-    [settings.ROLES, settings.PROTOCOLS, settings._LATER_PROTOCOLS, settings._LATER_KEYS, settings._LATER_AUTH],
+    [models_file.ROLES, protocols.PROTOCOLS],
 )
-def test_roles_protocols_and_what_comes_later_are_in_the_guide(words: tuple[str, ...]) -> None:
-    """Each role, protocol and key that is known but not supported yet is named in the guide."""
+def test_roles_and_protocols_are_in_the_guide(words: tuple[str, ...]) -> None:
+    """Each role and protocol is named in the guide."""
     assert [word for word in words if f"`{word}`" not in text_of(MODELS)] == []
 
 
@@ -326,6 +352,37 @@ def test_the_stages_of_the_graph_are_in_the_guide() -> None:
     stages = set(re.findall(r"stage=\"(\w+)\"", text_of("pipeline/build.py")))
     assert stages <= set(first_cells(section(text_of(DEAD_LETTERS), "Stages and kinds")))
     assert stages
+
+
+METRICS = "docs/reference/metrics.md"
+
+
+def test_every_instrument_is_in_the_reference_as_it_is() -> None:
+    """The table of metrics has exactly the instruments of the code, each with its kind, unit, labels and meaning."""
+    rows = re.findall(r"^\| (.+) \|$", section(text_of(METRICS), "Of the client"), re.MULTILINE)
+    expected = [
+        f"`{one.name}` | {one.kind} | {one.unit} | {', '.join(f'`{label}`' for label in one.labels)} | {one.description}"
+        for one in INSTRUMENTS
+    ]
+    assert rows[1:] == expected
+
+
+def test_every_counter_of_the_steps_is_in_the_reference() -> None:
+    """The table of Beam's counters has exactly those that the steps count."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "transforms").rglob("*.py"))
+    counted = {*re.findall(r"Metrics\.counter\(NAMESPACE, \"(\w+)\"\)", code), metrics.RECORDS_IN, metrics.REPEATS}
+    assert set(first_cells(section(text_of(METRICS), "Of the steps"))) == counted
+
+
+def test_the_words_of_the_reference_of_metrics_are_those_of_the_code() -> None:
+    """The version of the conventions, the bounds and the quantiles that the reference names are the code's."""
+    text = text_of(METRICS)
+    version = re.search(r"semantic conventions ([\d.]+)", names.__doc__ or "")
+    assert version
+    assert f"({version[1]})" in text
+    assert f"at most {telemetry.MOST_SERIES} series" in text
+    assert f"one of {prometheus.PORTS} " in text
+    assert ", ".join(f"{share:g}" for share in names.QUANTILES[:-1]) in text
 
 
 def test_every_module_is_in_the_code_map() -> None:

@@ -13,6 +13,7 @@ from transforms.ask.calls import UNCLAIMED_S, Calls, Homes
 from transforms.ask.shard import COMPACT_AT, Entry, Shard
 from transforms.remote.client import Call, Outcome
 from transforms.remote.fakes import VirtualClock
+from transforms.remote.questions import Chat
 
 
 class Store:
@@ -93,7 +94,7 @@ class Server:
 
 
 def make_call(entry: Entry) -> Call:
-    return Call(id=entry.id, messages=(), deadline_ms=entry.deadline_ms, attempts=entry.attempts)
+    return Call(id=entry.id, question=Chat(()), deadline_ms=entry.deadline_ms, attempts=entry.attempts)
 
 
 class Step:
@@ -268,7 +269,7 @@ def test_nothing_is_lost_whatever_fails(seed: int) -> None:
 
 def test_an_early_call_is_claimed_by_its_event(step: Step, server: Server) -> None:
     """A call that was started before its event arrived is found when it does, and its outcome leaves once."""
-    server.calls.start_early(b"s", "a", Call(id="a", messages=(), deadline_ms=10**15))
+    server.calls.start_early(b"s", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))
     server.finish()
     assert step.bundle(hand_out=True) == []
     assert step.bundle(take=["a"], hand_out=True) == ["a"]
@@ -278,7 +279,7 @@ def test_an_early_call_is_claimed_by_its_event(step: Step, server: Server) -> No
 
 def test_an_early_call_that_ends_before_its_event_arrives_wakes_nobody(server: Server) -> None:
     """An outcome nobody can hand out yet is not ready: a step that listens does not spin on it."""
-    server.calls.start_early(b"s", "a", Call(id="a", messages=(), deadline_ms=10**15))
+    server.calls.start_early(b"s", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))
     server.finish()
     assert not server.calls.wait_for_ready(b"s", (), timeout_s=0.0)
     server.calls.claim(b"s", "a")
@@ -287,14 +288,14 @@ def test_an_early_call_that_ends_before_its_event_arrives_wakes_nobody(server: S
 
 def test_a_shard_that_waits_gives_way(server: Server) -> None:
     """A step that listens for one shard gives way as soon as another of its thread has an outcome, and says it has none itself."""
-    server.calls.start(b"other", "a", Call(id="a", messages=(), deadline_ms=10**15))
+    server.calls.start(b"other", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))
     server.finish()
     assert not server.calls.wait_for_ready(b"s", (b"other",), timeout_s=float("inf"))
 
 
 def test_an_undone_claim_is_made_again(step: Step, server: Server) -> None:
     """A bundle that took an event with an early call and failed: the event comes again, and its call is not made twice."""
-    server.calls.start_early(b"s", "a", Call(id="a", messages=(), deadline_ms=10**15))
+    server.calls.start_early(b"s", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))
     step.bundle(take=["a"], fail=True)
     server.finish()
     assert step.bundle(hand_out=True) == []

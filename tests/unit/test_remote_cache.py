@@ -13,6 +13,7 @@ import pytest
 
 from transforms.errors import BrokenReply, CallError, DeadlineExceeded, Refused, SettingsError
 from transforms.remote import cache_redis
+from transforms.remote.auth import Auth
 from transforms.remote.cache import (
     Answered,
     CachedCalls,
@@ -27,7 +28,6 @@ from transforms.remote.cache_redis import RedisCache
 from transforms.remote.clock import Clock
 from transforms.remote.fakes import VirtualClock
 from transforms.remote.openai_chat import Message, Reply
-from transforms.remote.settings import Auth
 
 ASKED = ("openai-chat", "m", [{"role": "user", "content": "Hi"}], {"temperature": 0, "max_tokens": 5})
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from transforms.remote.auth import Auth
 from transforms.remote.breaker import BreakerSettings
-from transforms.remote.client import Call, Client, Message, Outcome, Reply
+from transforms.remote.client import Call, Chat, Client, Message, Outcome, Reply
 from transforms.remote.fakes import (
     FakeTransport,
     Script,
@@ -29,10 +30,11 @@ from transforms.remote.fakes import (
     unreachable,
 )
 from transforms.remote.pool import PoolSettings
-from transforms.remote.settings import Auth, Endpoint, ModelSettings, RetryPolicy
+from transforms.remote.settings import Endpoint, ModelSettings, RetryPolicy
 from transforms.remote.transport import NotConnected
 
 URL = "http://one/v1"
+COUNTING = RetryPolicy(wait_for_server=False, budget=1.0)
 NEVER_OPEN = PoolSettings(breaker=BreakerSettings(consecutive=10**9, failure_share=1.0, least_volume=10**9))
 
 
@@ -51,7 +53,8 @@ class Bench:
 
     def call(self, key: str = "a", deadline_s: float = 120.0, **over: Any) -> Call:
         deadline_ms = self.clock.now_ms() + round(deadline_s * 1000)
-        return Call(key, (Message("user", "Where is my order?"),), deadline_ms, **over)
+        params = over.pop("params", {})
+        return Call(key, Chat((Message("user", "Where is my order?"),), params=params), deadline_ms, **over)
 
     def ask(self, **over: Any) -> Outcome:
         return self.clock.run(self.client.call(self.call(**over)))
@@ -107,6 +110,13 @@ class Chaos:
             for sent, scripted in self.did.get(key, [])
         )
 
+    def throttled(self, key: str) -> int:
+        """The attempts of `key` that were answered with a wish for fewer requests."""
+        return sum(
+            scripted.error is None and scripted.status in (429, 503) and scripted.after_s < sent.timeout_s
+            for sent, scripted in self.did.get(key, [])
+        )
+
 
 def ends_a_call(sent: Sent, scripted: Scripted) -> bool:
     """Whether nothing may be sent after this answer: a reply, or a refusal."""
@@ -118,9 +128,11 @@ def ends_a_call(sent: Sent, scripted: Scripted) -> bool:
 def test_what_holds_whatever_the_server_does(seed: int) -> None:
     """One outcome a call, in time, counted right; no repeat after an end; the bound and every window kept."""
     chance = random.Random(seed)
-    policy = RetryPolicy(max_attempts=chance.choice([1, 2, 5]), base_s=0.2, cap_s=2.0)
+    waits = chance.random() < 0.5
+    policy = RetryPolicy(max_attempts=chance.choice([1, 2, 5]), base_s=0.2, cap_s=2.0, wait_for_server=waits)
     urls = [f"http://{number}/v1" for number in range(chance.choice([1, 1, 2, 3]))]
-    settings = settings_of(*urls, timeout_s=3.0, max_in_flight=chance.choice([1, 3, 50]), retry=policy)
+    pool = chance.choice([PoolSettings(), NEVER_OPEN])
+    settings = settings_of(*urls, timeout_s=3.0, max_in_flight=chance.choice([1, 3, 50]), retry=policy, pool=pool)
     server = Chaos(seed)
     bench = Bench(server, settings, seed)
     deadlines_s = [chance.choice([0.0, 0.5, 3.0, 30.0]) for _ in range(30)]
@@ -153,8 +165,10 @@ def check_time(outcome: Outcome, deadline_s: float, server: Chaos) -> None:
 def check_attempts(call: Call, outcome: Outcome, server: Chaos, policy: RetryPolicy) -> None:
     """Each attempt that may have found a server is counted, none is made too many, and none after an end."""
     did = server.did.get(call.id, [])
-    assert outcome.attempts == call.attempts + server.counted(call.id)
-    assert outcome.attempts <= max(policy.max_attempts, call.attempts + 1)
+    made = server.counted(call.id) if policy.wait_for_server else len(did)
+    assert outcome.attempts == call.attempts + made
+    if not policy.wait_for_server:
+        assert outcome.attempts - server.throttled(outcome.id) <= max(policy.max_attempts, call.attempts + 1)
     assert not any(ends_a_call(sent, scripted) for sent, scripted in did[:-1])
     assert (outcome.reply is None) == (outcome.error_type is not None) == (outcome.error_message is not None)
     assert outcome.reply is None or outcome.reply.text == call.id
@@ -210,17 +224,86 @@ def test_a_passing_error_is_repeated_until_it_has_passed(kind: str) -> None:
     assert len({sent.body for sent in bench.transport.sent}) == 1
 
 
-@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("kind", [kind for kind in PASSING if kind != "throttled"])
 def test_attempts_are_bounded(kind: str) -> None:
-    """An error that does not pass ends the call after `max_attempts`, with its own kind."""
-    bench = Bench([PASSING[kind]], settings_of(timeout_s=1.0, retry=RetryPolicy(max_attempts=4)))
+    """An error that does not pass ends the call after `max_attempts`, with its own kind, where it is not to wait for the server."""
+    policy = RetryPolicy(max_attempts=4, wait_for_server=False)
+    bench = Bench([PASSING[kind]], settings_of(timeout_s=1.0, retry=policy))
     outcome = bench.ask()
     assert (outcome.error_type, outcome.attempts, len(bench.transport.sent)) == (kind, 4, 4)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in PASSING if kind != "throttled"])
+def test_an_event_that_fails_while_others_are_answered_is_bounded(kind: str) -> None:
+    """The server answers others: then the fault is the event's own, and it ends after `max_attempts`."""
+
+    def script(sent: Sent) -> Scripted:
+        return PASSING[kind] if sent.id == "bad" else replied()
+
+    bench = Bench(script, settings_of(timeout_s=1.0, retry=RetryPolicy(max_attempts=4)))
+
+    async def main() -> Outcome:
+        bad = asyncio.create_task(bench.client.call(bench.call("bad")))
+        for number in range(1_000):
+            await bench.client.call(bench.call(str(number)))
+            await bench.clock.sleep(0.1)
+        return await bad
+
+    outcome = bench.clock.run(main())
+    assert (outcome.error_type, outcome.attempts) == (kind, 4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PASSING if kind != "throttled"])
+def test_a_lone_event_outlasts_an_outage(kind: str) -> None:
+    """With nobody answered, an event waits for the server to recover, though its attempts are used up, and few are made."""
+
+    def script(sent: Sent) -> Scripted:
+        return PASSING[kind] if sent.at_s < 60.0 else replied()
+
+    outcome = Bench(script, settings_of(timeout_s=1.0, retry=RetryPolicy(max_attempts=2))).ask()
+    assert outcome.reply is not None
+    assert outcome.attempts < 30
+
+
+def test_an_event_that_always_fails_does_not_keep_the_breaker_open() -> None:
+    """The probe of an endpoint whose breaker one bad event has opened is another event, where one waits."""
+
+    def script(sent: Sent) -> Scripted:
+        return answered(500) if sent.id == "bad" else replied()
+
+    bench = Bench(script, settings_of(retry=RetryPolicy(max_attempts=20)))
+
+    async def main() -> Outcome:
+        bad = asyncio.create_task(bench.client.call(bench.call("bad")))
+        while bench.client.pool.endpoints[0].breaker.state == "closed":
+            await bench.clock.sleep(0.01)
+        good = await asyncio.gather(*(bench.client.call(bench.call(str(number))) for number in range(5)))
+        bad.cancel()
+        return max(good, key=lambda outcome: outcome.total_ms)
+
+    slowest = bench.clock.run(main())
+    assert slowest.reply is not None
+    assert slowest.total_ms < 2_000
+
+
+def test_throttled_attempts_use_up_nothing() -> None:
+    """A server that asks for fewer requests for a long time costs no event its answer: it waits, until its deadline."""
+
+    def script(sent: Sent) -> Scripted:
+        return answered(429) if sent.at_s < 60.0 else replied()
+
+    settings = settings_of(retry=RetryPolicy(max_attempts=2))
+    outcome = Bench(script, settings).ask()
+    assert outcome.reply is not None
+    assert outcome.attempts > 2
+    late = Bench([answered(429)], settings).ask(deadline_s=30.0)
+    assert late.error_type == "deadline"
+    assert "throttled" in str(late.error_message)
+
+
 def test_attempts_made_before_count() -> None:
     """Attempts of an earlier process use up the same allowance."""
-    bench = Bench([answered(500)])
+    bench = Bench([answered(500)], settings_of(retry=COUNTING))
     assert bench.ask(attempts=3).attempts == 5
     assert len(bench.transport.sent) == 2
 
@@ -235,7 +318,7 @@ def test_a_call_with_its_attempts_used_up_gets_one_more() -> None:
 
 def test_back_offs_are_bounded_by_the_formula() -> None:
     """The pause before retry n is below min(cap, base·2ⁿ), and not the same for all."""
-    policy = RetryPolicy(max_attempts=10, base_s=0.2, cap_s=3.0)
+    policy = RetryPolicy(max_attempts=10, base_s=0.2, cap_s=3.0, wait_for_server=False)
     pauses = list[list[float]]()
     for seed in range(30):
         # Without a breaker, which would make them longer.
@@ -276,7 +359,9 @@ def test_a_closed_endpoint_leaves_the_others_open() -> None:
 
 def test_a_repeat_goes_to_another_endpoint() -> None:
     """Attempts of one call alternate where there are two endpoints."""
-    bench = Bench([answered(500)], settings_of("http://a", "http://b", retry=RetryPolicy(max_attempts=4)))
+    bench = Bench(
+        [answered(500)], settings_of("http://a", "http://b", retry=RetryPolicy(max_attempts=4, wait_for_server=False))
+    )
     bench.ask()
     urls = [sent.url[7] for sent in bench.transport.sent]
     assert urls in (["a", "b", "a", "b"], ["b", "a", "b", "a"])
@@ -322,7 +407,7 @@ def test_an_outage_costs_few_attempts_and_no_event() -> None:
 
 def test_without_a_breaker_an_outage_is_a_storm() -> None:
     """The sibling: with retries alone the same outage costs more than that, and events."""
-    outcomes, requests = outage(settings_of(max_in_flight=200, pool=NEVER_OPEN))
+    outcomes, requests = outage(settings_of(max_in_flight=200, pool=NEVER_OPEN, retry=COUNTING))
     assert requests > 1.1
     assert not all(outcome.reply is not None for outcome in outcomes)
 
@@ -424,10 +509,10 @@ def test_not_waiting_for_a_server_counts_every_attempt() -> None:
 
 
 def test_a_connection_that_broke_later_counts() -> None:
-    """An attempt that may have reached the server uses up an attempt, also while others do not."""
-    bench = Bench([unreachable(), dropped(), unreachable(), dropped()], settings_of(retry=RetryPolicy(max_attempts=2)))
+    """An attempt that may have reached the server is among the attempts; one that found none is not."""
+    bench = Bench([unreachable(), dropped(), unreachable(), dropped(), replied()])
     outcome = bench.ask()
-    assert (outcome.error_type, outcome.attempts, len(bench.transport.sent)) == ("unreachable", 2, 4)
+    assert (outcome.error_type, outcome.attempts, len(bench.transport.sent)) == (None, 3, 5)
 
 
 def test_cancelling_gives_everything_back() -> None:
@@ -482,7 +567,7 @@ def test_a_bad_traceparent_is_left_out() -> None:
 def test_a_question_without_a_json_form_is_refused() -> None:
     """Half of a surrogate pair, or a param that is no JSON, ends the call before anything is sent."""
     bench = Bench()
-    call = Call("a", (Message("user", "\ud800"),), bench.clock.now_ms() + 1000)
+    call = Call("a", Chat((Message("user", "\ud800"),)), bench.clock.now_ms() + 1000)
     (outcome,) = bench.ask_all([call])
     assert outcome.error_type == "refused"
     assert bench.ask(params={"x": object()}).error_type == "refused"

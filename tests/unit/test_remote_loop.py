@@ -64,3 +64,10 @@ def test_a_forked_child_gets_its_own_loop() -> None:
             os._exit(1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_function_is_called_on_the_loop() -> None:
+    """`soon` returns at once, and the function is called on the thread of the loop."""
+    called: concurrent.futures.Future[threading.Thread] = concurrent.futures.Future()
+    loop.soon(lambda: called.set_result(threading.current_thread()))
+    assert called.result(timeout=10).name == "farcall-loop"

@@ -13,8 +13,9 @@ import pytest
 
 from transforms.errors import BrokenReply, TimedOut
 from transforms.remote.fakes import VirtualClock
-from transforms.remote.openai_chat import Message, Reply
-from transforms.remote.openai_stream import ChatStream, read_stream, request_body
+from transforms.remote.openai_chat import Message, Reply, request_body
+from transforms.remote.openai_stream import ChatStream
+from transforms.remote.streams import read_stream
 
 
 def chunk(*pieces: str | None, finish: str | None = None, **over: Any) -> dict[str, Any]:
@@ -47,7 +48,9 @@ def read(stream: bytes, cuts: list[int] | None = None) -> Reply:
 
 def test_a_request_asks_for_a_stream_with_usage() -> None:
     """The body asks for both, and no param can undo it."""
-    sent = json.loads(request_body("m", (Message("user", "Hi"),), {"stream": False, "stream_options": {}, "top_p": 1}))
+    sent = json.loads(
+        request_body("m", (Message("user", "Hi"),), {"stream": False, "stream_options": {}, "top_p": 1}, stream=True)
+    )
     assert sent == {
         "model": "m",
         "messages": [{"role": "user", "content": "Hi"}],
@@ -225,7 +228,7 @@ def test_a_stalled_stream_is_cut(gaps_s: list[float]) -> None:
     clock = VirtualClock()
     body = Body(clock, [stream_of(GOOD[:2], done=False), stream_of(GOOD[2:])], gaps_s)
     with pytest.raises(TimedOut, match="stalled"):
-        clock.run(read_stream(body.stream(), clock, 1.5))
+        clock.run(read_stream(body.stream(), clock, 1.5, ChatStream()))
     assert body.closed
     assert clock.monotonic_s() == pytest.approx(1.5, abs=1e-3)
 
@@ -234,7 +237,7 @@ def test_without_the_bound_on_silence_a_stalled_stream_is_waited_for() -> None:
     """The sibling: with an endless `stall_s` the same stream takes its nine seconds."""
     clock = VirtualClock()
     body = Body(clock, [stream_of(GOOD[:2], done=False), stream_of(GOOD[2:])], [0.0, 9.0])
-    assert clock.run(read_stream(body.stream(), clock, 1e9)) == REPLY
+    assert clock.run(read_stream(body.stream(), clock, 1e9, ChatStream())) == REPLY
     assert clock.monotonic_s() == pytest.approx(9.0, abs=1e-3)
 
 
@@ -243,7 +246,7 @@ def test_a_stream_that_ends_early_is_refused() -> None:
     clock = VirtualClock()
     body = Body(clock, [stream_of(GOOD, done=False)], [0.0])
     with pytest.raises(BrokenReply, match="cut"):
-        clock.run(read_stream(body.stream(), clock, 1.5))
+        clock.run(read_stream(body.stream(), clock, 1.5, ChatStream()))
 
 
 def test_cancelling_the_reader_closes_the_body() -> None:
@@ -252,7 +255,7 @@ def test_cancelling_the_reader_closes_the_body() -> None:
     body = Body(clock, [b"", b""], [0.0, 1e6])
 
     async def main() -> None:
-        task = asyncio.create_task(read_stream(body.stream(), clock, 1e9))
+        task = asyncio.create_task(read_stream(body.stream(), clock, 1e9, ChatStream()))
         await clock.sleep(1.0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from transforms.errors import SettingsError
-from transforms.remote.settings import Auth, Endpoint, ModelSettings, RetryPolicy, read_models
+from transforms.remote.auth import Auth
+from transforms.remote.models_file import read_models
+from transforms.remote.settings import Endpoint, FixedReply, ModelSettings, RetryPolicy
 
 FULL = """
 models:
@@ -102,10 +104,28 @@ GOOD = "endpoints: [http://a/v1], model: m"
         ),
         (f"models: {{answer: {{{GOOD}, limits: {{max_in_flight: 0}}}}}}", "models.answer.limits", "above 0"),
         (f"models: {{answer: {{{GOOD}, limits: 5}}}}", "models.answer.limits", "mapping"),
-        (f"models: {{answer: {{{GOOD}, fallback: score}}}}", "models.answer.fallback", "not supported yet"),
-        (f"models: {{answer: {{{GOOD}, batch: {{}}}}}}", "models.answer.batch", "not supported yet"),
-        (f"models: {{answer: {{{GOOD}, hedge: true}}}}", "models.answer.hedge", "not supported yet"),
-        (f"models: {{answer: {{{GOOD}, protocol: vertex}}}}", "models.answer", "not supported yet"),
+        (f"models: {{answer: {{{GOOD}, fallback: other}}}}", "models.answer.fallback", "no model in this file"),
+        (f"models: {{answer: {{{GOOD}, batch: {{}}}}}}", "models.answer", "takes one question"),
+        (f"models: {{answer: {{{GOOD}, hedge: true}}}}", "models.answer.hedge", "must be a mapping"),
+        (f"models: {{answer: {{{GOOD}, hedge: {{}}}}}}", "models.answer", "there is one"),
+        (f"models: {{answer: {{{GOOD}, probe: {{}}}}}}", "models.answer", "has no health probe of its own"),
+        (f"models: {{answer: {{{GOOD}, probe: {{path: up}}}}}}", "models.answer.probe", "begin with a slash"),
+        (f"models: {{answer: {{{GOOD}, stream: {{stall_s: 0}}}}}}", "models.answer.stream", "above 0"),
+        (f"models: {{answer: {{{GOOD}, cache: {{backend: redis}}}}}}", "models.answer.cache", "needs a url"),
+        (f"models: {{answer: {{{GOOD}, options: {{schemas: none}}}}}}", "models.answer", "did you mean schema?"),
+        (f"models: {{answer: {{{GOOD}, fallback: answer}}}}", "models.answer.fallback", "must end"),
+        (f"models: {{answer: {{{GOOD}, fallback: 5}}}}", "models.answer.fallback", "fixed value"),
+        (
+            f"models: {{answer: {{{GOOD}, fallback: b}}, b: {{{GOOD}, fallback: answer}}}}",
+            "models.b.fallback",
+            "must end",
+        ),
+        (
+            f"models: {{answer: {{{GOOD}, fallback: b, deadline_s: 30}}, b: {{{GOOD}}}}}",
+            "models.answer",
+            "are left 30 s",
+        ),
+        (f"models: {{answer: {{{GOOD}, protocol: vertexx}}}}", "models.answer", "is not known"),
         (f"models: {{answer: {{{GOOD}, protocol: openai-chta}}}}", "models.answer", "did you mean openai-chat?"),
         (f"models: {{answer: {{{GOOD}, timeout_s: 0}}}}", "models.answer", "timeout_s is 0"),
         (f"models: {{answer: {{{GOOD}, timeout_s: -1}}}}", "models.answer", "timeout_s"),
@@ -193,3 +213,16 @@ def test_settings_survive_pickling_and_hold_no_secret(monkeypatch: pytest.Monkey
     assert pickle.loads(pickled) == settings
     assert b"hunter2" not in pickled
     assert "hunter2" not in repr(settings)
+
+
+def test_a_chain_of_fallbacks_is_read(tmp_path: Path) -> None:
+    """A model that is another's fallback is in its settings, with its own; the end may be a fixed value; only roles are given."""
+    models = (
+        f"models: {{answer: {{{GOOD}, fallback: small}}, small: {{{GOOD}, timeout_s: 5, fallback: {{value: [1]}}}}}}"
+    )
+    found = read(tmp_path, models)
+    assert set(found) == {"answer"}
+    small = found["answer"].fallback
+    assert isinstance(small, ModelSettings)
+    assert (small.role, small.timeout_s, small.fallback) == ("small", 5, FixedReply([1]))
+    assert found["answer"].fallback_s == 5

@@ -20,9 +20,11 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from transforms.remote import loop
+from transforms.remote.chain import Chain
 from transforms.remote.client import Call, Client, Outcome
 from transforms.remote.clock import Clock, SystemClock
 from transforms.remote.settings import ModelSettings
+from transforms.remote.telemetry import Telemetry
 
 # How long a client without users is kept. Runners drop the last instance of a step and make another at once
 # (DirectRunner for every bundle, Flink at a restart), and a closed client would cancel calls that are still wanted.
@@ -148,6 +150,11 @@ class Calls:
     def completed(self) -> int:
         """How many calls were completed since the start."""
         return self._completed
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What the caller reports of itself; None for one that reports nothing."""
+        return getattr(self._caller, "telemetry", None)
 
     def find(self, shard: bytes, key: str) -> RunningCall | None:
         """The call of this event, or None where this process knows of none."""
@@ -312,8 +319,8 @@ MakeCaller = Callable[[ModelSettings, Clock], Caller]
 
 
 def make_client(settings: ModelSettings, clock: Clock) -> Caller:
-    """The client of the model server that `settings` name."""
-    return Client(settings, clock)
+    """The client of the model that `settings` name, with its fallbacks where it has some."""
+    return Client(settings, clock) if settings.fallback is None else Chain(settings, clock)
 
 
 def acquire(step: str, settings: ModelSettings, make_caller: MakeCaller = make_client) -> Calls:

@@ -26,9 +26,10 @@ from transforms.ask import calls
 from transforms.ask.shard import Entry, MakeCall, Shard
 from transforms.ask.shards import shard_of
 from transforms.coders import coder_of
-from transforms.metrics import NAMESPACE
+from transforms.metrics import NAMESPACE, BeamBridge
 from transforms.records import Answer, CallFailure
-from transforms.remote.client import Call, Message, Outcome
+from transforms.remote.client import Call, Outcome
+from transforms.remote.questions import Question
 from transforms.remote.settings import ModelSettings
 
 DEFAULT_SHARDS = 8
@@ -39,7 +40,7 @@ DEFAULT_MAX_PENDING = 1_000
 ANSWERED = "answered"
 FAILED = "failed"
 
-Ask = Callable[[Any], tuple[Message, ...]]
+Ask = Callable[[Any], Question]
 IdOf = Callable[[Any], str]
 
 
@@ -56,7 +57,7 @@ class Asked(NamedTuple):
 class AskModel(beam.PTransform):  # type: ignore[misc]
     """Asks a model server about each record of a PCollection[T]; gives an `Asked`.
 
-    `ask` makes the messages for a record, `id_of` its id: both must be importable on workers, and give the same for the same
+    `ask` makes the question about a record, `id_of` its id: both must be importable on workers, and give the same for the same
     record, since a call is made again after a restore. The id is the call's `Idempotency-Key`; records with equal ids are
     asked about separately. Records keep their event time and their windowing. No order is kept.
 
@@ -191,10 +192,10 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
 
     def _call(self, event_id: str, record: Any) -> Call | None:
         try:
-            messages = self._ask(record)
+            question = self._ask(record)
         except Exception:  # noqa: BLE001 - the step that keeps the record meets it again, and says so
             return None
-        return Call(id=event_id, messages=messages, deadline_ms=_deadline_ms(self._calls, self._model))
+        return Call(id=event_id, question=question, deadline_ms=_deadline_ms(self._calls, self._model))
 
 
 def wait_below(running: calls.Calls, most: int) -> None:
@@ -248,6 +249,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         self._requests = Metrics.counter(NAMESPACE, "requests")
         self._answers = Metrics.counter(NAMESPACE, "answers")
         self._failures = Metrics.counter(NAMESPACE, "failures")
+        self._bridge = BeamBridge(self._calls.telemetry, self._calls.clock)
 
     def teardown(self) -> None:
         self._calls.leave(self._instance)
@@ -255,6 +257,10 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         self._touched.clear()
+        self._bridge.start_bundle()
+
+    def finish_bundle(self) -> None:
+        self._bridge.finish_bundle(idle=not self._calls.running)
 
     def process(
         self,
@@ -273,7 +279,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
             # The call is under way, as a rule, and no question need be made.
             make_call = self._make_call if shard.has_call(event_id) else _asking(self._ask(record))
         except Exception as error:  # noqa: BLE001 - one record that cannot be asked about must not stop the stream
-            failure = CallFailure("prompt", f"The messages for this record could not be made: {error!r}.")
+            failure = CallFailure("prompt", f"The question about this record could not be made: {error!r}.")
             self._failures.inc()
             yield beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, failure), event_time))
             return
@@ -398,6 +404,11 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
             completion_tokens=reply.completion_tokens or 0,
             model_ms=outcome.model_ms,
             waited_ms=float(self._calls.clock.now_ms() - entry.taken_ms),
+            role=outcome.role,
+            source=outcome.source,
+            reason=outcome.reason,
+            value=reply.value,
+            first_token_ms=reply.first_token_ms,
         )
         return TimestampedValue((record, answer), event_time)
 
@@ -405,9 +416,9 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         return _call(entry, self._ask(self._coder.decode(entry.payload)))
 
 
-def _asking(messages: tuple[Message, ...]) -> MakeCall:
-    return lambda entry: _call(entry, messages)
+def _asking(question: Question) -> MakeCall:
+    return lambda entry: _call(entry, question)
 
 
-def _call(entry: Entry, messages: tuple[Message, ...]) -> Call:
-    return Call(id=entry.id, messages=messages, deadline_ms=entry.deadline_ms, attempts=entry.attempts)
+def _call(entry: Entry, question: Question) -> Call:
+    return Call(id=entry.id, question=question, deadline_ms=entry.deadline_ms, attempts=entry.attempts)

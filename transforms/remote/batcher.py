@@ -97,6 +97,10 @@ class BatchSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError("bisect_server_errors is of no use with max_items 1; leave one of them out.")
 
 
+CLOSED_BY = ("items", "bytes", "tokens", "age", "deadline", "idle", "split")
+"""What can close a batch."""
+
+
 class TokenEstimate:
     """Corrects estimates of tokens by what servers report. Single-threaded."""
 

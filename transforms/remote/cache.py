@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from transforms.errors import CallError, DeadlineExceeded, SettingsError
+from transforms.remote.auth import Auth
 from transforms.remote.clock import Clock
-from transforms.remote.settings import Auth
 
 R = TypeVar("R")
 

@@ -1,58 +1,47 @@
 """The client: one call in, exactly one outcome out.
 
-Here is the only retry loop of the project, and the only place that counts attempts. For each attempt a call takes a
-permit (`limiter`), takes an endpoint, waiting while none may be sent to (`pool`), sends (`transport`), reads
-(`openai_chat`), and where that failed for a passing reason gives the permit back and waits (`retry`). The event's
-deadline covers all of it. A repeat goes to another endpoint than the attempt before where there is one.
-
-A permit is kept while no endpoint may be sent to: nothing could be sent then anyway, and the order of asking is kept.
-It is given back before a back-off.
+A call goes through these, each of which may be left out by the settings: the cache and single flight (`cache`), the batcher
+(`batcher`), the retry loop with hedging (`attempts`), the door (`admission`), and the request itself (`exchange`). The event's
+deadline covers all of it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any, NoReturn
-from urllib.parse import quote
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal, NoReturn
 
 import msgspec
 
-from transforms.errors import CallError, DeadlineExceeded, Refused, TimedOut, Transient
+from transforms.errors import CallError, DeadlineExceeded
+from transforms.remote import loop, names
+from transforms.remote.admission import Admission
+from transforms.remote.attempts import Attempts
+from transforms.remote.batcher import CLOSED_BY, Batcher
+from transforms.remote.cache import CachedCalls, MemoryCache, cacheable, content_key, open_cache
+from transforms.remote.client_metrics import ClientMetrics
 from transforms.remote.clock import Clock, SystemClock
-from transforms.remote.limiter import InFlightLimit
-from transforms.remote.openai_chat import PATH, Message, Reply, parse_reply, request_body
-from transforms.remote.outliers import Kind
-from transforms.remote.pool import EndpointState, Pool
-from transforms.remote.retry import error_of, full_jitter
+from transforms.remote.concurrency import make_limit
+from transforms.remote.course import OVER_S, Call, Course
+from transforms.remote.exchange import Exchange
+from transforms.remote.hedge import HedgePolicy
+from transforms.remote.pool import Pool
+from transforms.remote.probing import Probing
+from transforms.remote.protocols import operation_of
+from transforms.remote.questions import Chat, Message, Reply
+from transforms.remote.quota import Quota
 from transforms.remote.settings import ModelSettings
-from transforms.remote.transport import AiohttpTransport, NotConnected, Transport
+from transforms.remote.shared_quotas import SharedQuotas
+from transforms.remote.telemetry import Telemetry, observe_pool
+from transforms.remote.transport import AiohttpTransport, Transport
 
-__all__ = ["Call", "Client", "Message", "Outcome", "Reply"]
+__all__ = ["Call", "Chat", "Client", "Message", "Outcome", "Reply", "Source"]
 
-_VISIBLE = re.compile(r"[!-$&-~]+", re.ASCII)
-_OVER_S = 0.001
-_LEAST_WAIT_S = 0.001
-_OK: Kind = "ok"
-_CANCELLED: Kind = "cancelled"
-_EXCERPT = 200
 _LONGEST_MESSAGE = 1000
 
-
-class Call(msgspec.Struct, frozen=True):
-    """A question to a model.
-
-    `id` is the event's; it is sent as ``Idempotency-Key`` with every attempt. `deadline_ms` is in Unix milliseconds of
-    the wall clock. `attempts` were made before, by a process that did not live to tell. `params` override those of the
-    settings.
-    """
-
-    id: str
-    messages: tuple[Message, ...]
-    deadline_ms: int
-    attempts: int = 0
-    traceparent: str | None = None
-    params: Mapping[str, Any] = {}
+Source = Literal["call", "cache", "shared", "fixed"]
+"""Where a reply came from: a request of its own, the cache, the request of an equal call under way, or the settings."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -61,7 +50,8 @@ class Outcome(msgspec.Struct, frozen=True):
     `attempts` are all that were made, those of `Call.attempts` included; one that found no server is not among them
     where `RetryPolicy.wait_for_server` says so (one cut off while it was connecting is). `model_ms` is how long the
     successful attempt took (0 without one), `total_ms` how long `Client.call` took. `endpoint` is the base URL of the
-    last attempt, None where none was made.
+    last attempt, None where none was made. `role` is that of the model which answered, or was asked last; `reason` says why it
+    was not the first one of a chain of fallbacks, None where it was.
     """
 
     id: str
@@ -72,15 +62,19 @@ class Outcome(msgspec.Struct, frozen=True):
     model_ms: float
     total_ms: float
     endpoint: str | None
+    role: str = ""
+    source: Source = "call"
+    reason: str | None = None
 
 
 class Client:
     """Calls the model of one role. Make one per worker process, in `setup`; use it on one event loop.
 
-    Making it reads the secret. It cannot be pickled. A `transport` that is handed in stays the caller's to close.
+    Making it reads the secret. It cannot be pickled. A `transport` that is handed in stays the caller's to close. Fallbacks are
+    not its business (`chain`).
 
     Raises:
-        SettingsError: the secret cannot be read.
+        SettingsError: the secret cannot be read, or the package that a Redis needs is not there.
     """
 
     def __init__(self, settings: ModelSettings, clock: Clock | None = None, transport: Transport | None = None) -> None:
@@ -89,14 +83,44 @@ class Client:
         self._own: AiohttpTransport | None = None
         if transport is None:
             transport = self._own = AiohttpTransport()
-        self._transport = transport
-        self._limit = InFlightLimit(settings.max_in_flight)
-        self._pool = Pool(settings.endpoints, settings.pool)
-        self._urls = {endpoint.url: endpoint.to(PATH) for endpoint in settings.endpoints}
-        self._secret = settings.auth.read_secret() if settings.auth else None
-        self._headers = {"Content-Type": "application/json"}
-        if settings.auth and self._secret:
-            self._headers[settings.auth.header] = settings.auth.header_value(self._secret)
+        self._turns = itertools.count()
+        self.pool = Pool(settings.endpoints, settings.pool)
+        own_loop = isinstance(self._clock, SystemClock)
+        self.telemetry = Telemetry(
+            settings.role,
+            operation=operation_of(settings.protocol),
+            model=settings.model,
+            soon=loop.soon if own_loop else None,
+        )
+        self._metrics = ClientMetrics(self.telemetry)
+        self._limits = {url: make_limit(settings.endpoint_concurrency) for url in settings.urls}
+        self._quotas = {url: Quota(settings.quota) for url in settings.urls}
+        self._leases = SharedQuotas(settings.shared_quota, self._quotas, self._clock)
+        self._admission = Admission(
+            self._clock, self.pool, settings.max_in_flight, self._limits, self._quotas, self._metrics
+        )
+        self._exchange = Exchange(settings, self._clock, transport, self._admission, self._metrics)
+        self._protocol = self._exchange.protocol
+        self._hedge = HedgePolicy(settings.hedge) if settings.hedge is not None else None
+        self._attempts = Attempts(
+            settings.retry, self._clock, self._admission, self._exchange, self._metrics, self._hedge
+        )
+        self._batcher = self._make_batcher()
+        self._cache = None if settings.cache is None else open_cache(settings.cache, self._clock)
+        self._cached: CachedCalls[Reply] | None = None
+        if self._cache is not None:
+            self._cached = CachedCalls(self._cache, self._clock, _encode, _decode)
+        self._probing: Probing | None = None
+        if settings.probe is not None:
+            path = settings.probe.path or self._protocol.probe_path or ""
+            self._probing = Probing(
+                self.pool,
+                settings.probe,
+                self._clock,
+                lambda url, s: self._exchange.probe(url, path, s),
+                self._admission,
+            )
+        self._show_policies()
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled: a client holds a secret and connections."""
@@ -104,13 +128,13 @@ class Client:
 
     @property
     def in_flight(self) -> int:
-        """The calls that hold a permit; readable from any thread."""
-        return self._limit.in_flight
+        """The requests that hold a permit; readable from any thread."""
+        return self._admission.in_flight
 
     @property
     def waiting(self) -> int:
-        """The calls that wait for a permit; readable from any thread."""
-        return self._limit.waiting
+        """The requests that wait for a permit; readable from any thread."""
+        return self._admission.waiting
 
     async def call(self, call: Call) -> Outcome:
         """Return what became of `call`, at most 100 ms after its deadline. Raises nothing but CancelledError.
@@ -119,209 +143,150 @@ class Client:
         ones are lost, and a dead letter is no substitute for an answer that is possible.
         """
         began_s = self._clock.monotonic_s()
-        course = _Course(call, began_s + (call.deadline_ms - self._clock.now_ms()) / 1000.0)
+        course = Course(call, began_s + (call.deadline_ms - self._clock.now_ms()) / 1000.0, next(self._turns))
+        source: Source = "call"
+        reply, failure = None, None
+        self._leases.start()
+        self._metrics.on_call()
         try:
-            reply = await self._until_reply(course)
+            if self._cached is None:
+                reply = await self._ask(course)
+            else:
+                reply, source = await self._ask_or_find(course, self._cached)
         except CallError as error:
-            return self._outcome(course, began_s, None, error)
+            failure = error
         except Exception as error:  # noqa: BLE001 - a defect must not cost an event its outcome
-            defect = CallError(f"The client failed on this call: {type(error).__name__}: {error}.")
-            return self._outcome(course, began_s, None, defect)
-        return self._outcome(course, began_s, reply, None)
+            failure = CallError(f"The client failed on this call: {type(error).__name__}: {error}.")
+        except BaseException:
+            self._metrics.on_cancelled()
+            raise
+        self._metrics.on_outcome(failure.kind if failure else None, self._clock.monotonic_s() - began_s)
+        return self._outcome(course, began_s, reply, failure, source)
 
     async def close(self) -> None:
         """Close the connections, unless the transport was handed in."""
+        await self._leases.close()
+        if self._probing is not None:
+            await self._probing.close()
+        if self._batcher is not None:
+            await self._batcher.close()
+        if self._cache is not None:
+            await self._cache.close()
         if self._own is not None:
             await self._own.close()
 
-    async def _until_reply(self, course: _Course) -> Reply:
-        """The retry loop."""
-        request = self._request(course.call)
-        while True:
-            try:
-                return await self._attempt(course, request)
-            except Transient as error:
-                course.failed(error, self._counts(error))
-                if course.rest_s(self._clock) > _OVER_S and self._used_up(course):
-                    raise
-            await self._back_off(course)
-
-    async def _attempt(self, course: _Course, request: _Request) -> Reply:
-        """One attempt: a permit, an open gate, one POST, one reply."""
-        try:
-            await self._limit.acquire(self._rest_s(course, "before it was sent"))
-        except TimeoutError:
-            raise course.exceeded(f"while all {self._limit.most} permits for calls in flight were taken") from None
-        try:
-            endpoint = await self._endpoint(course)
-            return await self._exchange(course, request, endpoint)
-        finally:
-            self._limit.release()
-
-    async def _endpoint(self, course: _Course) -> EndpointState:
-        """An endpoint that may be sent to, another than the last where there is one; waits while there is none."""
-        while True:
-            now_s = self._clock.monotonic_s()
-            endpoint = self._choose(now_s, course.endpoint)
-            if endpoint is not None:
-                return endpoint
-            rest_s = self._rest_s(course, "while no endpoint could be sent to")
-            await self._clock.sleep(min(max(self._pool.wait_s(now_s), _LEAST_WAIT_S), rest_s))
-
-    def _choose(self, now_s: float, last: str | None) -> EndpointState | None:
-        chances = self._clock.random(), self._clock.random()
-        if last is not None and len(self._pool.endpoints) > 1:
-            other = self._pool.choose(now_s, *chances, exclude={last})
-            if other is not None:
-                return other
-        return self._pool.choose(now_s, *chances)
-
-    async def _exchange(self, course: _Course, request: _Request, endpoint: EndpointState) -> Reply:
-        """Send the request and read the answer. Tells the endpoint what became of it, whatever that is."""
-        rest_s = self._rest_s(course, "before it was sent")
-        course.endpoint = endpoint.url
-        course.attempts += 1
-        began_s = self._clock.monotonic_s()
-        ticket, kind = endpoint.on_start(began_s), _CANCELLED
-        try:
-            reply = await self._post(course, request, endpoint, min(self.settings.timeout_s, rest_s))
-        except CallError as error:
-            # A time-out that the event's deadline cut short says nothing of the endpoint.
-            kind = _CANCELLED if isinstance(error, TimedOut) and rest_s < self.settings.timeout_s else _kind(error)
-            raise
-        else:
-            kind = _OK
-            return reply
-        finally:
-            now_s = self._clock.monotonic_s()
-            endpoint.on_end(now_s, kind, now_s - began_s, ticket)
-
-    async def _post(self, course: _Course, request: _Request, endpoint: EndpointState, timeout_s: float) -> Reply:
-        began_s = self._clock.monotonic_s()
-        status, headers, body = await self._transport.post(
-            self._urls[endpoint.url], request.body, request.headers, timeout_s
+    def _make_batcher(self) -> Batcher[Course, Reply] | None:
+        settings = self.settings.batch
+        if settings is None:
+            return None
+        most = self._protocol.most_items
+        if most is not None and most < settings.max_items:
+            settings = msgspec.structs.replace(settings, max_items=most)
+        most_requests = min(settings.max_in_flight, self.settings.max_in_flight)
+        return Batcher(
+            settings, self._send_all, self._clock, estimate=self._admission.estimate, limit=lambda: most_requests
         )
-        if 200 <= status < 300:
-            reply = parse_reply(body)
-            course.model_ms = (self._clock.monotonic_s() - began_s) * 1000.0
-            return reply
-        raise self._refusal(endpoint, status, headers, body)
 
-    def _refusal(self, endpoint: EndpointState, status: int, headers: Mapping[str, str], body: bytes) -> CallError:
-        """The error of an answer that is not of the 2xx kind. Leaves the endpoint alone where the server asks so."""
-        text = self._without_secret(body.decode("utf-8", "replace")).strip()[:_EXCERPT]
-        sentence = f"{endpoint.url} answered {status}" + (f": {text}" if text else "") + "."
-        error = error_of(status, headers, sentence, self._clock.now_ms())
-        if isinstance(error, Transient) and error.retry_after_s:
-            endpoint.close_until(self._clock.monotonic_s() + error.retry_after_s)
-        return error or CallError(sentence)
+    def _show_policies(self) -> None:
+        """Show what the policies know of themselves, whenever somebody looks."""
+        show = self._metrics.show
+        observe_pool(self.telemetry, self.pool, self._clock.monotonic_s)
+        show(names.CALLS_WAITING, lambda: self._admission.waiting)
+        show(names.RETRY_BUDGET, lambda: self._attempts.budget.available(self._clock.monotonic_s()))
+        for url, limit in self._limits.items():
+            show(names.CONCURRENCY_LIMIT, partial(getattr, limit, "limit"), endpoint=url)
+        for url, quota in self._quotas.items():
+            self.telemetry.observed(names.QUOTA_REFUSALS, partial(_throttled, quota), endpoint=url)
+        for of in ("requests", "tokens"):
+            per_min = getattr(self.settings.quota, f"{of}_per_min")
+            if per_min is not None:
+                show(names.QUOTA_RATE, partial(_allowed_per_min, self._quotas, per_min), of=of)
+        if self._hedge is not None:
+            hedge = self._hedge
+            show(names.HEDGE_BUDGET, lambda: hedge.budget.available(self._clock.monotonic_s()))
+            show(names.HEDGE_DELAY, lambda: hedge.delay_s(self._clock.monotonic_s()) or 0.0)
+        if self._batcher is not None:
+            self._show_batches(self._batcher)
+        if isinstance(self._cache, MemoryCache):
+            cache = self._cache
+            show(names.CACHE_SIZE, lambda: cache.size_bytes)
 
-    async def _back_off(self, course: _Course) -> None:
-        """Wait before the next attempt, but no longer than the deadline, which then has passed."""
-        rest_s = self._rest_s(course, "")
-        policy = self.settings.retry
-        pause_s = full_jitter(course.failures - 1, policy.base_s, policy.cap_s, self._clock.random())
-        await self._clock.sleep(min(pause_s, rest_s))
-        if pause_s >= rest_s:
-            raise course.exceeded("during a back-off")
+    def _show_batches(self, batcher: Batcher[Course, Reply]) -> None:
+        self._metrics.show(names.BATCH_FILL, partial(_fill, batcher))
+        for reason in CLOSED_BY:
+            self.telemetry.observed(names.BATCHES, partial(batcher.sent.__getitem__, reason), reason=reason)
 
-    def _counts(self, error: Transient) -> bool:
-        return not (self.settings.retry.wait_for_server and isinstance(error, NotConnected))
-
-    def _used_up(self, course: _Course) -> bool:
-        return course.counted and course.attempts >= self.settings.retry.max_attempts
-
-    def _rest_s(self, course: _Course, phase: str) -> float:
-        """The seconds left until the deadline. Raises DeadlineExceeded when there are none."""
-        rest_s = course.rest_s(self._clock)
-        if rest_s <= _OVER_S:
-            raise course.exceeded(phase)
-        return rest_s
-
-    def _request(self, call: Call) -> _Request:
-        params = {**self.settings.params, **call.params} if call.params else self.settings.params
+    async def _ask_or_find(self, course: Course, cached: CachedCalls[Reply]) -> tuple[Reply, Source]:
+        question = course.call.question
+        params = self._protocol.params(question)
+        always = self.settings.cache is not None and self.settings.cache.always
+        if not cacheable(params, samples=self._protocol.samples, always=always):
+            return await self._ask(course), "call"
+        key = content_key(self.settings.protocol, self.settings.model, _content(question), params)
         try:
-            body = request_body(self.settings.model, call.messages, params)
-        except (TypeError, ValueError) as error:
-            raise Refused(f"The request has no JSON form: {error}.", 0) from None
-        headers = {**self._headers, "Idempotency-Key": _visible(call.id)}
-        if call.traceparent and _VISIBLE.fullmatch(call.traceparent):
-            headers["traceparent"] = call.traceparent
-        return _Request(body, headers)
+            answered = await cached.run(key, lambda: self._ask(course), course.deadline_s)
+        except DeadlineExceeded:
+            raise course.exceeded("while it waited for its reply") from None
+        self._metrics.on_cache(answered.source)
+        return answered.value, answered.source
 
-    def _outcome(self, course: _Course, began_s: float, reply: Reply | None, error: CallError | None) -> Outcome:
+    async def _ask(self, course: Course) -> Reply:
+        if self._batcher is None:
+            replies = await self._attempts.replies(self._exchange.prepare((course,)))
+            return replies[0]
+        alone = self._exchange.prepare((course,)).request
+        if course.deadline_s - self._clock.monotonic_s() <= OVER_S:
+            raise course.exceeded("before it was sent")
+        try:
+            return await self._batcher.submit(
+                course, tokens=alone.tokens, size_bytes=len(alone.body), deadline_s=course.deadline_s
+            )
+        except DeadlineExceeded:
+            raise course.exceeded("while it waited for the reply to its batch") from None
+
+    async def _send_all(self, courses: list[Course]) -> Sequence[Reply]:
+        """Send the calls of one batch in one request."""
+        self._metrics.on_batch(len(courses))
+        return await self._attempts.replies(self._exchange.prepare(tuple(courses)))
+
+    def _outcome(
+        self, course: Course, began_s: float, reply: Reply | None, error: CallError | None, source: Source
+    ) -> Outcome:
         return Outcome(
             course.call.id,
             reply,
             error.kind if error else None,
-            self._without_secret(str(error))[:_LONGEST_MESSAGE] if error else None,
+            self._exchange.without_secret(str(error))[:_LONGEST_MESSAGE] if error else None,
             course.attempts,
             course.model_ms,
             (self._clock.monotonic_s() - began_s) * 1000.0,
             course.endpoint,
+            self.settings.role,
+            source,
         )
 
-    def _without_secret(self, text: str) -> str:
-        """Blank the secret out. To be done before a text is cut, so that no half of one stays."""
-        return text.replace(self._secret, "***") if self._secret else text
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Reply).decode
 
 
-class _Request:
-    """What every attempt of a call sends."""
-
-    __slots__ = ("body", "headers")
-
-    def __init__(self, body: bytes, headers: Mapping[str, str]) -> None:
-        self.body = body
-        self.headers = headers
+def _content(question: object) -> object:
+    """What of a question its key depends on, besides the params, which hold the question's own."""
+    if isinstance(question, Chat):
+        return (question.messages, question.schema)
+    return question
 
 
-class _Course:
-    """How far a call has come.
-
-    `deadline_s` is in seconds of the monotonic clock, so that a jump of the wall clock neither stretches nor cuts it.
-    """
-
-    __slots__ = ("attempts", "call", "counted", "deadline_s", "endpoint", "failures", "last_error", "model_ms")
-
-    def __init__(self, call: Call, deadline_s: float) -> None:
-        self.call = call
-        self.deadline_s = deadline_s
-        self.attempts = call.attempts
-        self.failures = 0
-        self.counted = False
-        self.model_ms = 0.0
-        self.endpoint: str | None = None
-        self.last_error: CallError | None = None
-
-    def rest_s(self, clock: Clock) -> float:
-        return self.deadline_s - clock.monotonic_s()
-
-    def failed(self, error: Transient, counts: bool) -> None:
-        """Note a failed attempt; one that does not count is taken off the attempts again."""
-        self.last_error = error
-        self.failures += 1
-        self.counted = counts
-        if not counts:
-            self.attempts -= 1
-
-    def exceeded(self, phase: str) -> DeadlineExceeded:
-        sentence = " ".join(part for part in ("The deadline of the event passed", phase) if part)
-        number = f"{self.attempts} attempt" + ("" if self.attempts == 1 else "s")
-        last = self.last_error
-        cause = f"the last error was {last.kind}: {last}" if last else "no attempt failed before."
-        return DeadlineExceeded(f"{sentence}, after {number}; {cause}")
+def _throttled(quota: Quota) -> float:
+    return quota.counts.throttled
 
 
-def _kind(error: CallError) -> Kind:
-    """What an endpoint is told about a failed attempt. A connection of a call that is refused is as healthy as any."""
-    known: tuple[Kind, ...] = ("throttled", "server-error", "timeout", "unreachable", "broken-reply", "refused")
-    return next((kind for kind in known if kind == error.kind), _CANCELLED)
+def _allowed_per_min(quotas: Mapping[str, Quota], per_min: float) -> float:
+    """What this process may spend a minute, over all endpoints."""
+    return sum(quota.share * per_min for quota in quotas.values())
 
 
-def _visible(text: str) -> str:
-    """`text` as the value of a header: as it is where it is plain visible ASCII, else percent-encoded (RFC 3986).
-
-    No two texts give the same value: one that holds a per cent sign is encoded too.
-    """
-    return text if _VISIBLE.fullmatch(text) else quote(text, safe="", errors="surrogatepass")
+def _fill(batcher: Batcher[Course, Reply]) -> float:
+    """Items of the batches sent so far, as a share of the most that fit."""
+    batches = batcher.sent.total()
+    return batcher.items_sent / (batches * batcher.settings.max_items) if batches else 0.0

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import selectors
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from transforms.errors import CallError, TimedOut, Unreachable
 from transforms.remote.clock import Clock
-from transforms.remote.transport import Answer, NotConnected
+from transforms.remote.transport import Answer, NotConnected, Opened
 
 T = TypeVar("T")
 
@@ -187,6 +188,18 @@ class FakeTransport:
             raise scripted.error
         return scripted.status, scripted.headers, scripted.body
 
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> AsyncIterator[Opened]:
+        """Do with the request what the script says, the body in one piece; see `Transport.stream`."""
+        status, answered_headers, answer = await self.post(url, body, headers, timeout_s)
+        yield status, answered_headers, _in_pieces(answer)
+
+    async def get(self, url: str, headers: Mapping[str, str], timeout_s: float) -> Answer:
+        """Do with the request what the script says; its body is empty."""
+        return await self.post(url, b"", headers, timeout_s)
+
     async def _wait(self, after_s: float, url: str, timeout_s: float) -> None:
         if after_s < timeout_s:
             await self._clock.sleep(after_s)
@@ -202,6 +215,10 @@ class FakeTransport:
         sent = Sent(url, body, lower, self._attempts[key], self._clock.monotonic_s(), timeout_s)
         self.sent.append(sent)
         return sent
+
+
+async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 def _one_after_the_other(script: Iterable[Scripted]) -> Callable[[Sent], Scripted]:

@@ -9,7 +9,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -60,3 +60,8 @@ def run(coro: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
     Cancelling the future cancels the coroutine.
     """
     return asyncio.run_coroutine_threadsafe(coro, event_loop())
+
+
+def soon(function: Callable[[], None]) -> None:
+    """Have `function` called on the loop of this process before long; returns at once. Callable from every thread."""
+    event_loop().call_soon_threadsafe(function)

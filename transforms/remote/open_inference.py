@@ -24,7 +24,10 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 
-from transforms.errors import BrokenReply
+from transforms.errors import BrokenReply, Refused
+from transforms.remote.bodies import decode
+from transforms.remote.protocols import ProtocolSettings, Request, read_options, refuse_stream
+from transforms.remote.questions import Question, Reply, Tensor, Tensors
 
 SERVER_LIVE_PATH = "/v2/health/live"
 """Answers 200 to GET while the server can take requests at all."""
@@ -53,20 +56,6 @@ DATATYPES = frozenset({*_DTYPES, "BYTES"})
 _LENGTH_BYTES = 4
 
 
-class Tensor(msgspec.Struct, frozen=True):
-    """A named array. `data` are its elements in row-major order, as many as `shape` says.
-
-    They are bool for BOOL, int for the integers, float for the others but for BYTES, where they are bytes (in a request
-    str will do). `parameters` are the protocol's, such as MLServer's ``content_type``.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: Sequence[Any]
-    parameters: Mapping[str, Any] = {}
-
-
 class InferReply(msgspec.Struct, frozen=True):
     """What a server answered. What it did not say is None or empty."""
 
@@ -92,13 +81,101 @@ class _Body(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
-class _Failure(msgspec.Struct):
-    error: Any = None
-
-
 _bodies = msgspec.json.Decoder(_Body)
-_failures = msgspec.json.Decoder(_Failure)
 _encoder = msgspec.json.Encoder()
+
+
+class InferenceOptions(msgspec.Struct, frozen=True):
+    """The protocol's own options.
+
+    `version` is the model's; `outputs` are the wanted ones, all where it is empty; `binary` sends and asks for binary data, for
+    servers that have the extension, such as Triton.
+    """
+
+    version: str | None = None
+    outputs: tuple[str, ...] = ()
+    binary: bool = False
+
+
+class OpenInference:
+    """The protocol for one model; see `WireProtocol`. It takes `Tensors` questions, any number in a request.
+
+    A reply's value maps the name of each output to its elements, cut to the question's rows: a list of them, or a list of lists
+    where an output has further dimensions (each row flat). BYTES are text where they are UTF-8.
+
+    Raises:
+        SettingsError: an option is unknown, or a stream is asked for.
+    """
+
+    most_items: int | None = None
+    samples = False
+
+    def __init__(self, settings: ProtocolSettings) -> None:
+        self._settings = settings
+        self._options = read_options(settings.options, InferenceOptions)
+        refuse_stream("open-inference", settings)
+        self._path = infer_path(settings.model, self._options.version)
+
+    @property
+    def probe_path(self) -> str:
+        """The path that answers 200 while the model is ready."""
+        return ready_path(self._settings.model, self._options.version)
+
+    def request(self, questions: Sequence[Question]) -> Request:
+        """Return the request; see `WireProtocol.request`."""
+        records = [_inputs(question) for question in questions]
+        try:
+            inputs = join_rows(records)
+            if self._options.binary:
+                body, headers = binary_request(inputs, self._settings.params, outputs=self._options.outputs)
+                return Request(self._path, body, headers)
+            return Request(self._path, request_body(inputs, self._settings.params, outputs=self._options.outputs), {})
+        except (TypeError, ValueError) as error:
+            raise Refused(f"The tensors cannot be sent: {error}.", 0) from None
+
+    def replies(self, questions: Sequence[Question], headers: Mapping[str, str], body: bytes) -> Sequence[Reply]:
+        """Return a reply to each question; see `WireProtocol.replies`."""
+        parsed = parse_reply(body, headers)
+        rows = [_inputs(question)[0].shape[0] for question in questions]
+        model = parsed.model_name
+        return [Reply("", None, model, value=_values(outputs)) for outputs in split_rows(parsed.outputs, rows)]
+
+    def reader(self) -> None:
+        """Return None: there are no streams."""
+
+    def params(self, question: Question) -> Mapping[str, Any]:
+        """Return the params of the settings."""
+        return self._settings.params
+
+
+def _inputs(question: Question) -> tuple[Tensor, ...]:
+    if not isinstance(question, Tensors):
+        raise Refused(f"open-inference takes tensors; a question of the kind {type(question).__name__} it has not.", 0)
+    if not question.inputs or not question.inputs[0].shape:
+        raise Refused("The question has no tensor, or one without rows.", 0)
+    return question.inputs
+
+
+def _values(outputs: Sequence[Tensor]) -> dict[str, list[Any]]:
+    """The outputs by name, as plain lists: of elements, or of rows where there are further dimensions."""
+    return {output.name: _plain_rows(output) for output in outputs}
+
+
+def _plain_rows(output: Tensor) -> list[Any]:
+    elements = [_plain(element) for element in output.data]
+    width = math.prod(output.shape[1:])
+    if len(output.shape) == 1:
+        return elements
+    return [elements[row * width : (row + 1) * width] for row in range(output.shape[0])]
+
+
+def _plain(element: Any) -> Any:
+    if not isinstance(element, bytes):
+        return element
+    try:
+        return element.decode()
+    except UnicodeDecodeError:
+        return element
 
 
 def infer_path(model: str, version: str | None = None) -> str:
@@ -162,10 +239,7 @@ def parse_reply(body: bytes, headers: Mapping[str, str], id: str | None = None) 
     """
     length = _header_length(body, headers)
     header, data = body[:length], memoryview(body)[length:]
-    try:
-        parsed = _bodies.decode(header)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BrokenReply(_why(header, error)) from None
+    parsed = decode(_bodies, header)
     if id is not None and parsed.id not in (None, "", id):
         raise BrokenReply(f"The answer is one to another request, {parsed.id}.")
     outputs = []
@@ -375,16 +449,3 @@ def _strings(name: str, data: bytes) -> list[bytes]:
             raise BrokenReply(f"The answer's tensor {name} has an element that is cut.")
         elements.append(data[begin:at])
     return elements
-
-
-def _why(body: bytes, error: Exception) -> str:
-    """A sentence that says what is wrong with `body`, where `error` came of reading it."""
-    if not isinstance(error, msgspec.ValidationError):
-        return f"The answer is not JSON in UTF-8: {error}."
-    try:
-        failure = _failures.decode(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        failure = None
-    if failure is None:
-        return f"The answer does not follow the protocol: {error}."
-    return f"The answer has a status of success but is an error object: {failure}."

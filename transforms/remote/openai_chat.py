@@ -1,36 +1,31 @@
-"""The wire protocol `openai-chat`: ``POST {base}/chat/completions``, as OpenAI documents it and others copy it."""
+"""The wire protocol `openai-chat`: ``POST {base}/chat/completions``, as OpenAI documents it and others copy it.
+
+With ``stream``, the reply comes piece by piece (`openai_stream`). A question's schema goes out as ``response_format`` of the
+type ``json_schema``, as OpenAI, vLLM and llama.cpp take it; the option ``schema: none`` leaves it out, for servers that refuse it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from transforms.errors import BrokenReply
+from transforms.errors import BrokenReply, Refused
+from transforms.remote.batcher import rough_tokens
+from transforms.remote.bodies import decode
+from transforms.remote.openai_stream import ChatStream
+from transforms.remote.protocols import ProtocolSettings, Request, read_options, refuse_reserved
+from transforms.remote.questions import Chat, Message, Question, Reply
+
+__all__ = ["PATH", "RESERVED_PARAMS", "ChatOptions", "Message", "OpenAIChat", "Reply", "parse_reply", "request_body"]
 
 PATH = "/chat/completions"
-RESERVED_PARAMS = frozenset({"model", "messages", "stream"})
-"""Fields of the body that `params` may not set: the client writes the first two, and a stream would not be read."""
+RESERVED_PARAMS = frozenset({"model", "messages", "stream", "stream_options"})
+"""Fields of the body that `params` may not set: the client writes them."""
 
+_DEFAULT_OUTPUT_TOKENS = 256
 _Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Message(msgspec.Struct, frozen=True):
-    """One message of a conversation. `role` is ``system``, ``user`` or ``assistant``."""
-
-    role: str
-    content: str
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """What a model answered. The counts and the rest are None where the server did not say."""
-
-    text: str
-    finish_reason: str | None = None
-    model: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
 
 
 class _ReplyMessage(msgspec.Struct):
@@ -53,24 +48,76 @@ class _Body(msgspec.Struct):
     usage: _Usage | None = None
 
 
-class _Failure(msgspec.Struct):
-    error: Any = None
-
-
 _bodies = msgspec.json.Decoder(_Body)
-_failures = msgspec.json.Decoder(_Failure)
 _encoder = msgspec.json.Encoder()
 _NO_USAGE = _Usage()
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def request_body(model: str, messages: Sequence[Message], params: Mapping[str, Any]) -> bytes:
+class ChatOptions(msgspec.Struct, frozen=True):
+    """The protocol's own options. `schema` says whether a question's schema is sent."""
+
+    schema: Literal["json_schema", "none"] = "json_schema"
+
+
+class OpenAIChat:
+    """The protocol for one model; see `WireProtocol`. It takes `Chat` questions, one in a request.
+
+    Raises:
+        SettingsError: a param is the client's to set, or an option is unknown.
+    """
+
+    most_items: int | None = 1
+    samples = True
+    probe_path: str | None = None
+
+    def __init__(self, settings: ProtocolSettings) -> None:
+        refuse_reserved(settings.params, RESERVED_PARAMS)
+        self._settings = settings
+        self._options = read_options(settings.options, ChatOptions)
+
+    def request(self, questions: Sequence[Question]) -> Request:
+        """Return the request; see `WireProtocol.request`."""
+        question = questions[0]
+        if not isinstance(question, Chat):
+            raise Refused(
+                f"openai-chat asks in messages; a question of the kind {type(question).__name__} it has not.", 0
+            )
+        params = self.params(question)
+        if question.schema is not None and self._options.schema != "none":
+            params = {**params, "response_format": _response_format(question.schema)}
+        try:
+            body = request_body(self._settings.model, question.messages, params, stream=self._settings.stream)
+        except (TypeError, ValueError) as error:
+            raise Refused(f"The request has no JSON form: {error}.", 0) from None
+        return Request(PATH, body, {}, _tokens(question, params))
+
+    def replies(self, questions: Sequence[Question], headers: Mapping[str, str], body: bytes) -> Sequence[Reply]:
+        """Return the reply; see `WireProtocol.replies`."""
+        return (parse_reply(body),)
+
+    def reader(self) -> ChatStream | None:
+        """Return what reads a stream, where the settings ask for one."""
+        return ChatStream() if self._settings.stream else None
+
+    def params(self, question: Question) -> Mapping[str, Any]:
+        """Return the params of the settings under those of the question."""
+        own = question.params if isinstance(question, Chat) else {}
+        return {**self._settings.params, **own} if own else self._settings.params
+
+
+def request_body(model: str, messages: Sequence[Message], params: Mapping[str, Any], *, stream: bool = False) -> bytes:
     """Return the JSON body of a request. `params` are further fields; the reserved ones among them are left out.
+
+    With `stream` it asks for a stream that ends with its usage.
 
     Raises:
         TypeError, ValueError: something in it has no JSON form, such as half of a surrogate pair.
     """
     body: dict[str, Any] = {"model": model, "messages": messages}
     body.update((name, value) for name, value in params.items() if name not in RESERVED_PARAMS)
+    if stream:
+        body.update(_STREAMED)
     return _encoder.encode(body)
 
 
@@ -78,12 +125,9 @@ def parse_reply(body: bytes) -> Reply:
     """Return the reply that the body of a 2xx answer holds: the first choice's text.
 
     Raises:
-        BrokenReply: it is no JSON in UTF-8, lacks something, has something of another type, or is an error object.
+        BrokenReply: see `bodies.decode`; or it has no choices.
     """
-    try:
-        parsed = _bodies.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BrokenReply(_why(body, error)) from None
+    parsed = decode(_bodies, body)
     if not parsed.choices:
         raise BrokenReply("The answer has no choices.")
     choice, usage = parsed.choices[0], parsed.usage or _NO_USAGE
@@ -92,19 +136,14 @@ def parse_reply(body: bytes) -> Reply:
     )
 
 
-def _why(body: bytes, error: Exception) -> str:
-    """A sentence that says what is wrong with `body`, where `error` came of reading it."""
-    if isinstance(error, msgspec.ValidationError):
-        try:
-            failure = _failures.decode(body).error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            failure = None
-        if failure is not None:
-            return f"The answer has a status of success but is an error object: {_excerpt(failure)}."
-        return f"The answer does not follow the protocol: {error}."
-    return f"The answer is not JSON in UTF-8: {error}."
+def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    name = schema.get("title")
+    named = name if isinstance(name, str) and name.isidentifier() else "reply"
+    return {"type": "json_schema", "json_schema": {"name": named, "schema": schema, "strict": True}}
 
 
-def _excerpt(failure: Any) -> str:
-    text = failure.get("message") if isinstance(failure, dict) else failure
-    return str(text)
+def _tokens(question: Chat, params: Mapping[str, Any]) -> int:
+    """What a request is expected to cost: its text by a rule of thumb, and all the tokens that the reply may have."""
+    most = params.get("max_completion_tokens", params.get("max_tokens"))
+    output = most if isinstance(most, int) else _DEFAULT_OUTPUT_TOKENS
+    return sum(rough_tokens(message.content) for message in question.messages) + output

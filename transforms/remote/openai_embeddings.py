@@ -17,7 +17,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from transforms.errors import BrokenReply
+from transforms.errors import BrokenReply, Refused
+from transforms.remote.batcher import rough_tokens
+from transforms.remote.bodies import decode
+from transforms.remote.protocols import ProtocolSettings, Request, read_options, refuse_reserved, refuse_stream
+from transforms.remote.questions import Question, Reply, Text
 
 PATH = "/embeddings"
 RESERVED_PARAMS = frozenset({"model", "input"})
@@ -52,14 +56,77 @@ class _Body(msgspec.Struct):
     usage: _Usage | None = None
 
 
-class _Failure(msgspec.Struct):
-    error: Any = None
-
-
 _bodies = msgspec.json.Decoder(_Body)
-_failures = msgspec.json.Decoder(_Failure)
 _encoder = msgspec.json.Encoder()
 _NO_USAGE = _Usage()
+
+
+class EmbeddingsOptions(msgspec.Struct, frozen=True):
+    """The protocol's own options: there are none."""
+
+
+class OpenAIEmbeddings:
+    """The protocol for one model; see `WireProtocol`. It takes `Text` questions, any number in a request.
+
+    Raises:
+        SettingsError: a param is the client's to set, an option is unknown, or a stream is asked for.
+    """
+
+    most_items: int | None = None
+    samples = False
+    probe_path: str | None = None
+
+    def __init__(self, settings: ProtocolSettings) -> None:
+        refuse_reserved(settings.params, RESERVED_PARAMS)
+        read_options(settings.options, EmbeddingsOptions)
+        refuse_stream("openai-embeddings", settings)
+        self._settings = settings
+
+    def request(self, questions: Sequence[Question]) -> Request:
+        """Return the request; see `WireProtocol.request`."""
+        texts = [_text(question) for question in questions]
+        try:
+            body = request_body(self._settings.model, texts, self._settings.params)
+        except (TypeError, ValueError) as error:
+            raise Refused(f"The request has no JSON form: {error}.", 0) from None
+        return Request(PATH, body, {}, sum(map(rough_tokens, texts)))
+
+    def replies(self, questions: Sequence[Question], headers: Mapping[str, str], body: bytes) -> Sequence[Reply]:
+        """Return a reply to each text, whose value is its vector; see `WireProtocol.replies`."""
+        parsed = parse_reply(body, len(questions))
+        shares = _shares(parsed.prompt_tokens, questions)
+        return [
+            Reply("", None, parsed.model, tokens, 0, list(vector))
+            for vector, tokens in zip(parsed.vectors, shares, strict=True)
+        ]
+
+    def reader(self) -> None:
+        """Return None: there are no streams."""
+
+    def params(self, question: Question) -> Mapping[str, Any]:
+        """Return the params of the settings."""
+        return self._settings.params
+
+
+def _text(question: Question) -> str:
+    if isinstance(question, Text):
+        return question.text
+    raise Refused(f"openai-embeddings takes texts; a question of the kind {type(question).__name__} it has not.", 0)
+
+
+def _shares(tokens: int | None, questions: Sequence[Question]) -> list[int | None]:
+    """The tokens of a request as its texts share them, by their length; their sum is what the server said."""
+    if tokens is None:
+        return [None] * len(questions)
+    lengths = [rough_tokens(_text(question)) for question in questions]
+    total, done, given = sum(lengths) or 1, 0, 0
+    shares: list[int | None] = []
+    for length in lengths:
+        done += length
+        share = tokens * done // total - given
+        shares.append(share)
+        given += share
+    return shares
 
 
 def request_body(model: str, texts: Sequence[str], params: Mapping[str, Any]) -> bytes:
@@ -85,10 +152,7 @@ def parse_reply(body: bytes, count: int) -> EmbeddingsReply:
         BrokenReply: it is no JSON in UTF-8, does not hold each index below `count` once, has vectors that are empty, of
             different length, or not of finite numbers, or is an error object.
     """
-    try:
-        parsed = _bodies.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BrokenReply(_why(body, error)) from None
+    parsed = decode(_bodies, body)
     vectors = tuple(_numbers(item.embedding) for item in _ordered(parsed.data, count))
     if len({len(vector) for vector in vectors}) > 1:
         raise BrokenReply("The answer holds embeddings of different length.")
@@ -124,17 +188,3 @@ def _decoded(text: str) -> tuple[float, ...]:
     if len(packed) % 4:
         raise BrokenReply("The answer holds an embedding in base64 that does not consist of 32-bit floats.")
     return struct.unpack(f"<{len(packed) // 4}f", packed)
-
-
-def _why(body: bytes, error: Exception) -> str:
-    """A sentence that says what is wrong with `body`, where `error` came of reading it."""
-    if not isinstance(error, msgspec.ValidationError):
-        return f"The answer is not JSON in UTF-8: {error}."
-    try:
-        failure = _failures.decode(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        failure = None
-    if failure is None:
-        return f"The answer does not follow the protocol: {error}."
-    text = failure.get("message") if isinstance(failure, dict) else failure
-    return f"The answer has a status of success but is an error object: {text}."

@@ -11,23 +11,15 @@ Defaults: a stream may have 16 MiB, as an answer in one piece.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
-from transforms.errors import BrokenReply, TimedOut
-from transforms.remote.clock import Clock
-from transforms.remote.openai_chat import PATH, Message, Reply
-from transforms.remote.openai_chat import RESERVED_PARAMS as _RESERVED
+from transforms.errors import BrokenReply
+from transforms.remote.bodies import excerpt_of
+from transforms.remote.questions import Reply
 from transforms.remote.sse import Event, SseParser
 from transforms.remote.transport import LARGEST_REPLY_BYTES
-
-__all__ = ["PATH", "RESERVED_PARAMS", "ChatStream", "read_stream", "request_body"]
-
-RESERVED_PARAMS = _RESERVED | {"stream_options"}
-"""Fields of the body that `params` may not set: the client writes them."""
 
 _DONE = "[DONE]"
 _WITHOUT_TEXT = frozenset({"tool_calls", "function_call", "content_filter"})
@@ -61,20 +53,8 @@ class _Chunk(msgspec.Struct):
 
 
 _chunks = msgspec.json.Decoder(_Chunk)
-_encoder = msgspec.json.Encoder()
 _NO_USAGE = _Usage()
 _NO_DELTA = _Delta()
-
-
-def request_body(model: str, messages: Sequence[Message], params: Mapping[str, Any]) -> bytes:
-    """Return the JSON body of a request for a stream that ends with its usage; see `openai_chat.request_body`.
-
-    Raises:
-        TypeError, ValueError: something in it has no JSON form.
-    """
-    body: dict[str, Any] = {"model": model, "messages": messages}
-    body.update((name, value) for name, value in params.items() if name not in RESERVED_PARAMS)
-    return _encoder.encode({**body, "stream": True, "stream_options": {"include_usage": True}})
 
 
 class ChatStream:
@@ -138,7 +118,7 @@ class ChatStream:
 
     def _note(self, chunk: _Chunk, now_s: float) -> None:
         if chunk.error is not None:
-            raise BrokenReply(f"The stream holds an error object: {_excerpt(chunk.error)}.")
+            raise BrokenReply(f"The stream holds an error object: {excerpt_of(chunk.error)[:_EXCERPT]}.")
         self._model = self._model or chunk.model
         self._usage = chunk.usage or self._usage
         for choice in chunk.choices or ():
@@ -154,43 +134,6 @@ class ChatStream:
         self._finish_reason = choice.finish_reason or self._finish_reason
 
 
-async def read_stream(
-    chunks: AsyncIterator[bytes], clock: Clock, stall_s: float, stream: ChatStream | None = None
-) -> Reply:
-    """Return the reply that `chunks`, the body of a 2xx answer as it comes in, holds.
-
-    `stall_s` bounds the silence before and between two pieces of the body; the bound on the whole attempt is the
-    caller's. Hand in a `stream` to read its `first_token_s` afterwards. `chunks` is closed, whatever happens.
-
-    Raises:
-        TimedOut: nothing came for `stall_s` seconds.
-        BrokenReply: see `ChatStream`.
-    """
-    stream = stream or ChatStream()
-    try:
-        while not stream.done:
-            chunk = await _next(chunks, stall_s)
-            if chunk is None:
-                break
-            stream.feed(chunk, clock.monotonic_s())
-    finally:
-        close = getattr(chunks, "aclose", None)
-        if close is not None:
-            await close()
-    return stream.reply()
-
-
-async def _next(chunks: AsyncIterator[bytes], stall_s: float) -> bytes | None:
-    """The next piece of the body, None at its end."""
-    try:
-        async with asyncio.timeout(stall_s) as silence:
-            return await anext(chunks, None)
-    except TimeoutError:
-        if not silence.expired():
-            raise
-        raise TimedOut(f"The stream stalled: nothing came for {stall_s:.3g} s.") from None
-
-
 def _parsed(data: str) -> _Chunk:
     try:
         return _chunks.decode(data)
@@ -198,8 +141,3 @@ def _parsed(data: str) -> _Chunk:
         raise BrokenReply(f"A chunk of the stream does not follow the protocol: {error}.") from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BrokenReply(f"A chunk of the stream is not JSON: {error}.") from None
-
-
-def _excerpt(failure: Any) -> str:
-    text = failure.get("message") if isinstance(failure, dict) else failure
-    return str(text)[:_EXCERPT]

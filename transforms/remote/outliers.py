@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import median
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -137,12 +137,14 @@ def silence_s(typical_s: float, average_s: float, settings: OutlierSettings) -> 
 class Ejection:
     """Whether one endpoint is left out, until when, and how often it was. Times are monotonic seconds.
 
-    `number` counts the ejections ever, `reason` is that of the latest, `returned_s` when it ended or will end.
+    `number` counts the ejections ever, `numbers` the same by reason, `reason` is that of the latest, `returned_s` when it
+    ended or will end.
     """
 
     def __init__(self, settings: OutlierSettings) -> None:
         self.settings = settings
         self.number = 0
+        self.numbers: dict[Reason, int] = dict.fromkeys(get_args(Reason), 0)
         self.reason: Reason | None = None
         self.returned_s = float("-inf")
         self._times = 0
@@ -155,6 +157,7 @@ class Ejection:
         """Leave the endpoint out, for longer the more often it happens."""
         forgiven = 0 if self._times == 0 else int((now_s - self.returned_s) / self.settings.forgive_s)
         self.number += 1
+        self.numbers[reason] += 1
         self.reason = reason
         base_s, longest_s = self.settings.base_ejection_s, self.settings.longest_ejection_s
         # No more than fill the longest, so that a long outage is forgiven in the time of a short one.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import msgspec
 
+from transforms.errors import SettingsError
 from transforms.remote import ranges
 from transforms.remote.pool import EndpointState, Pool
 
@@ -21,14 +22,20 @@ _SHOWN_BY_A_PROBE = frozenset({"unreachable", "timeout"})
 
 
 class ProbeSettings(msgspec.Struct, frozen=True):
-    """How often an endpoint is probed, in seconds, and after how many good probes it is taken back."""
+    """How often an endpoint is probed, in seconds, and after how many good probes it is taken back.
+
+    `path`, under the endpoint's base URL, answers 2xx to GET while it works; None is the protocol's own.
+    """
 
     every_s: float = 1.0
     successes: int = 2
+    path: str | None = None
 
     def __post_init__(self) -> None:
         """Raise SettingsError for a number that is not above 0."""
         ranges.positive(every_s=self.every_s, successes=self.successes)
+        if self.path is not None and not self.path.startswith("/"):
+            raise SettingsError(f"path is {self.path}; it must begin with a slash, as in /health.")
 
 
 class ProbeSchedule:

@@ -22,10 +22,11 @@ it arrives, with the tokens that its reply will report.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from hashlib import blake2b
 from statistics import NormalDist
 from typing import Literal
@@ -35,7 +36,7 @@ import msgspec
 
 from transforms.errors import SettingsError, TimedOut, Unreachable
 from transforms.remote.clock import Clock
-from transforms.remote.transport import Answer, NotConnected
+from transforms.remote.transport import Answer, NotConnected, Opened
 
 _TOLERANCE = 1e-6
 _BYTES_PER_TOKEN = 4
@@ -180,6 +181,22 @@ class SimulatedServer:
         if site is None:
             raise NotConnected(f"Nobody listens at {url}; name it among the sites of the simulation.")
         return await site.post(body, headers, timeout_s)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> AsyncIterator[Opened]:
+        """Answer as `post` does, the body in one piece; see `Transport.stream`."""
+        status, answered, answer = await self.post(url, body, headers, timeout_s)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield answer
+
+        yield status, answered, pieces()
+
+    async def get(self, url: str, headers: Mapping[str, str], timeout_s: float) -> Answer:
+        """Answer a health probe as `post` answers an empty request."""
+        return await self.post(url, b"", headers, timeout_s)
 
     def _site(self, url: str) -> _Site | None:
         return next((site for base, site in self._sites.items() if url.startswith(base)), None)

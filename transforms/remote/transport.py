@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import aiohttp
@@ -14,6 +16,10 @@ LARGEST_REPLY_BYTES = 16 * 1024 * 1024
 
 Answer = tuple[int, Mapping[str, str], bytes]
 """An HTTP answer: status, headers, body."""
+
+
+Opened = tuple[int, Mapping[str, str], AsyncIterator[bytes]]
+"""An HTTP answer whose body is still to come: status, headers, the pieces of the body."""
 
 
 class NotConnected(Unreachable):
@@ -34,6 +40,17 @@ class Transport(Protocol):
             TimedOut: the answer was not complete within `timeout_s`.
             BrokenReply: what came back is not HTTP, or larger than the transport's bound.
         """
+
+    def stream(
+        self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> AbstractAsyncContextManager[Opened]:
+        """Send one POST and give the answer once its headers are there; leaving the context closes the connection.
+
+        `timeout_s` bounds all of it. Raises as `post` does, also from the pieces of the body.
+        """
+
+    async def get(self, url: str, headers: Mapping[str, str], timeout_s: float) -> Answer:
+        """Send one GET, for a health probe, and return the complete answer; raises as `post` does."""
 
 
 class AiohttpTransport:
@@ -61,6 +78,36 @@ class AiohttpTransport:
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error, url) from None  # the cause holds the request's headers
 
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> AsyncIterator[Opened]:
+        """Send one POST and give the answer piece by piece; see `Transport.stream`."""
+        session = self._session or self._open()
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                    try:
+                        yield response.status, response.headers, self._pieces(response, url)
+                    finally:
+                        response.close()
+        except TimeoutError:
+            raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translated(error, url) from None
+
+    async def get(self, url: str, headers: Mapping[str, str], timeout_s: float) -> Answer:
+        """Send one GET; see `Transport.get`."""
+        session = self._session or self._open()
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with session.get(url, headers=headers, allow_redirects=False) as response:
+                    return response.status, response.headers, await self._body(response, url)
+        except TimeoutError:
+            raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translated(error, url) from None
+
     async def close(self) -> None:
         """Close the session and its connections."""
         if self._session is not None:
@@ -79,14 +126,16 @@ class AiohttpTransport:
 
     async def _body(self, response: aiohttp.ClientResponse, url: str) -> bytes:
         """Read the body, and no more of it than the bound; leaving early closes the connection."""
-        chunks: list[bytes] = []
+        chunks = [chunk async for chunk in self._pieces(response, url)]
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _pieces(self, response: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
         size = 0
         while chunk := await response.content.readany():
-            chunks.append(chunk)
             size += len(chunk)
             if size > self._largest:
                 raise BrokenReply(f"The answer of {url} is larger than {self._largest} bytes.")
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            yield chunk
 
 
 def _translated(error: aiohttp.ClientError | OSError, url: str) -> Transient:

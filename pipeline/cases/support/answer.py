@@ -8,7 +8,7 @@ import orjson
 from pipeline.cases.support.events import SupportEvent
 from transforms.errors import BadReply
 from transforms.records import Answer, OutputRecord, SourceRecord
-from transforms.remote.client import Message
+from transforms.remote.questions import Chat, Message
 
 TOPICS = {"chat": "support.chat.replies", "email": "support.email.replies", "call": "support.call.replies"}
 """The topic of each channel's replies."""
@@ -53,10 +53,10 @@ def output_source(reply: SupportReply) -> SourceRecord:
     return reply.event.source
 
 
-def ask(event: SupportEvent) -> tuple[Message, ...]:
-    """The messages for the model: what it is, and what the customer said."""
+def ask(event: SupportEvent) -> Chat:
+    """The question to the model: what it is, and what the customer said."""
     text = event.text if event.subject is None else f"Subject: {event.subject}\n\n{event.text}"
-    return (Message("system", SYSTEM), Message("user", cut_middle(text, MAX_PROMPT_CHARACTERS)))
+    return Chat((Message("system", SYSTEM), Message("user", cut_middle(text, MAX_PROMPT_CHARACTERS))))
 
 
 def cut_middle(text: str, limit: int) -> str:

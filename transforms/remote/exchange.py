@@ -1,0 +1,198 @@
+"""One request to one endpoint: what is sent, what comes back, and what the endpoint is told of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from urllib.parse import quote
+
+from transforms.errors import CallError, TimedOut, Transient
+from transforms.remote.admission import Admission, Permit
+from transforms.remote.client_metrics import ClientMetrics
+from transforms.remote.clock import Clock
+from transforms.remote.course import Course, Sending
+from transforms.remote.outliers import Kind
+from transforms.remote.pool import EndpointState
+from transforms.remote.protocols import StreamReader
+from transforms.remote.questions import Reply
+from transforms.remote.retry import error_of
+from transforms.remote.settings import ModelSettings
+from transforms.remote.streams import read_stream
+from transforms.remote.transport import Transport
+
+_VISIBLE = re.compile(r"[!-$&-~]+", re.ASCII)
+_EXCERPT = 200
+_OK: Kind = "ok"
+_CANCELLED: Kind = "cancelled"
+_FAILURES: tuple[Kind, ...] = ("throttled", "server-error", "timeout", "unreachable", "broken-reply", "refused")
+
+
+class Exchange:
+    """Sends requests to the endpoints of one model and reads their answers. Use it on one event loop.
+
+    Making it reads the secret.
+
+    Raises:
+        SettingsError: the secret cannot be read.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        clock: Clock,
+        transport: Transport,
+        admission: Admission,
+        metrics: ClientMetrics,
+    ) -> None:
+        self.protocol = settings.make_protocol()
+        self._clock = clock
+        self._transport = transport
+        self._admission = admission
+        self._metrics = metrics
+        self._timeout_s = settings.timeout_s
+        self._stream = settings.stream
+        self._endpoints = {endpoint.url: endpoint for endpoint in settings.endpoints}
+        self._secret = settings.auth.read_secret() if settings.auth else None
+        self._headers = {"Content-Type": "application/json"}
+        if settings.auth and self._secret:
+            self._headers[settings.auth.header] = settings.auth.header_value(self._secret)
+
+    def prepare(self, courses: Sequence[Course]) -> Sending:
+        """Return the request that asks the questions of these calls.
+
+        Raises:
+            Refused: they have no form in the protocol. Its status is 0.
+        """
+        request = self.protocol.request([course.call.question for course in courses])
+        headers = {**self._headers, **request.headers, "Idempotency-Key": _key_of(courses)}
+        traces = {course.call.traceparent for course in courses}
+        trace = next(iter(traces)) if len(traces) == 1 else None
+        if trace and _VISIBLE.fullmatch(trace):
+            headers["traceparent"] = trace
+        return Sending(courses, request, headers)
+
+    async def send(self, sending: Sending, permit: Permit) -> Sequence[Reply]:
+        """Send a request and return the replies, one to each of its questions. Gives the permit back, whatever happens.
+
+        Raises:
+            CallError: what went wrong.
+        """
+        kind = _CANCELLED
+        cut = False
+        tokens, retry_after_s = None, None
+        try:
+            rest_s = sending.rest_s(self._clock, "before it was sent")
+            cut = rest_s < self._timeout_s
+            sending.on_attempt(permit.endpoint.url, permit.began_s)
+            replies = await self._replies(sending, permit, min(self._timeout_s, rest_s))
+            tokens = _tokens(replies)
+        except CallError as error:
+            # A time-out that the event's deadline cut short says nothing of the endpoint.
+            kind = _CANCELLED if cut and isinstance(error, TimedOut) else _kind(error)
+            retry_after_s = error.retry_after_s if isinstance(error, Transient) else None
+            raise
+        else:
+            kind = _OK
+            return replies
+        finally:
+            self._admission.end(permit, kind, tokens=tokens, retry_after_s=retry_after_s)
+
+    async def probe(self, url: str, path: str, timeout_s: float) -> bool:
+        """Return whether the endpoint of this base URL answers a GET of `path` with 2xx."""
+        headers = {name: value for name, value in self._headers.items() if name != "Content-Type"}
+        try:
+            status, _, _ = await self._transport.get(self._endpoints[url].to(path), headers, timeout_s)
+        except CallError:
+            return False
+        return 200 <= status < 300
+
+    def without_secret(self, text: str) -> str:
+        """Blank the secret out. To be done before a text is cut, so that no half of one stays."""
+        return text.replace(self._secret, "***") if self._secret else text
+
+    async def _replies(self, sending: Sending, permit: Permit, timeout_s: float) -> Sequence[Reply]:
+        began_s = self._clock.monotonic_s()
+        url = self._endpoints[permit.endpoint.url].to(sending.request.path)
+        reader = self.protocol.reader()
+        if reader is not None:
+            replies: Sequence[Reply] = (await self._streamed(sending, permit, url, timeout_s, reader),)
+        else:
+            status, headers, body = await self._transport.post(url, sending.request.body, sending.headers, timeout_s)
+            self._admission.learn(permit, headers)
+            self._metrics.on_sizes(len(sending.request.body), len(body))
+            if not 200 <= status < 300:
+                raise self._refusal(permit.endpoint, status, headers, body)
+            replies = self.protocol.replies(sending.questions, headers, body)
+        sending.on_reply((self._clock.monotonic_s() - began_s) * 1000.0)
+        for reply in replies:
+            self._metrics.on_reply(reply)
+        return replies
+
+    async def _streamed(
+        self, sending: Sending, permit: Permit, url: str, timeout_s: float, reader: StreamReader
+    ) -> Reply:
+        began_s = self._clock.monotonic_s()
+        stall_s = timeout_s if self._stream is None else min(timeout_s, self._stream.stall_s)
+        opening = self._transport.stream(url, sending.request.body, sending.headers, timeout_s)
+        async with opening as (status, headers, pieces):
+            self._admission.learn(permit, headers)
+            if not 200 <= status < 300:
+                raise self._refusal(permit.endpoint, status, headers, b"".join([piece async for piece in pieces]))
+            reply = await read_stream(pieces, self._clock, stall_s, reader, self._metrics)
+        if reader.first_token_s is None:
+            return reply
+        return _with_first_token(reply, (reader.first_token_s - began_s) * 1000.0)
+
+    def _refusal(self, endpoint: EndpointState, status: int, headers: Mapping[str, str], body: bytes) -> CallError:
+        """The error of an answer that is not of the 2xx kind. Leaves the endpoint alone where the server asks so."""
+        text = self.without_secret(body.decode("utf-8", "replace")).strip()[:_EXCERPT]
+        sentence = f"{endpoint.url} answered {status}" + (f": {text}" if text else "") + "."
+        error = error_of(status, headers, sentence, self._clock.now_ms())
+        if isinstance(error, Transient) and error.retry_after_s:
+            endpoint.close_until(self._clock.monotonic_s() + error.retry_after_s)
+        return error or CallError(sentence)
+
+
+def _tokens(replies: Sequence[Reply]) -> tuple[int, int] | None:
+    """The tokens of questions and replies, as the server reports them; None where it does not."""
+    if any(reply.prompt_tokens is None for reply in replies):
+        return None
+    return sum(reply.prompt_tokens or 0 for reply in replies), sum(reply.completion_tokens or 0 for reply in replies)
+
+
+def _with_first_token(reply: Reply, first_token_ms: float) -> Reply:
+    return Reply(
+        reply.text,
+        reply.finish_reason,
+        reply.model,
+        reply.prompt_tokens,
+        reply.completion_tokens,
+        reply.value,
+        first_token_ms,
+    )
+
+
+def _kind(error: CallError) -> Kind:
+    """What an endpoint is told about a failed attempt. A connection of a call that is refused is as healthy as any."""
+    return next((kind for kind in _FAILURES if kind == error.kind), _CANCELLED)
+
+
+def _key_of(courses: Sequence[Course]) -> str:
+    """The idempotency key: the event's id; of several events one that the same ones in the same order have again."""
+    if len(courses) == 1:
+        return _visible(courses[0].call.id)
+    digest = blake2b(digest_size=16, person=b"farcall-batch")
+    for course in courses:
+        key = course.call.id.encode("utf-8", "surrogatepass")
+        digest.update(len(key).to_bytes(8, "big"))
+        digest.update(key)
+    return f"batch-{digest.hexdigest()}"
+
+
+def _visible(text: str) -> str:
+    """`text` as the value of a header: as it is where it is plain visible ASCII, else percent-encoded (RFC 3986).
+
+    No two texts give the same value: one that holds a per cent sign is encoded too.
+    """
+    return text if _VISIBLE.fullmatch(text) else quote(text, safe="", errors="surrogatepass")

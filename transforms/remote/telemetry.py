@@ -1,0 +1,394 @@
+"""What the client counts of itself: numbers that cost little to add to, and can be read from any thread.
+
+An instrument is bound to its labels once, where a policy is made; counting is then an addition, and a measurement one bucket
+of a histogram. Each bound instrument has one writer, as a rule the event loop. Whoever reads takes a `Snapshot`: plain values,
+of which two can be subtracted.
+
+Histograms keep every value to within 1 % of itself, so quantiles are true and not guesses between bounds: bucket i holds the
+values from gⁱ⁻¹ to gⁱ with g = (1 + 0.01) / (1 - 0.01), and stands for 2·gⁱ / (g + 1).
+
+Labels are bounded: their names are those of the table in `names`, an instrument has at most `MOST_SERIES` of them, and further
+ones are counted as `OTHER` (a gauge among them shows the last). An endpoint is shown without the user, the password and the
+query of its URL.
+
+Source: Masson, Rim and Lee, "DDSketch: A Fast and Fully-Mergeable Quantile Sketch with Relative-Error Guarantees", VLDB 2019,
+in its authors' library; docs/adr/0014 has the costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from ddsketch.mapping import LogarithmicMapping
+from ddsketch.store import DenseStore
+
+from transforms.remote import names
+from transforms.remote.names import Instrument
+from transforms.remote.pool import EndpointState, Pool
+
+ACCURACY = 0.01
+"""By how much of itself a value of a histogram may be off."""
+
+MOST_SERIES = 512
+"""How many combinations of labels an instrument has at most."""
+
+OTHER = "other"
+"""The value of labels that came after `MOST_SERIES` others."""
+
+# Between them lie 2 418 buckets, so a histogram has an end too.
+_LEAST, _MOST = 1e-9, 1e12
+_LONGEST_LABEL = 120
+_MAPPING = LogarithmicMapping(ACCURACY)
+_ENDPOINT_STATES = ("ready", "slow-start", "waiting", "ejected", "open")
+_BREAKER_STATES = ("closed", "open", "half-open")
+
+Soon = Callable[[Callable[[], None]], object]
+"""Runs a function on the event loop before long, such as `loop.call_soon_threadsafe`; returns at once."""
+
+_T = TypeVar("_T")
+
+log = logging.getLogger(__name__)
+
+
+class Series(NamedTuple):
+    """What a value belongs to: an instrument's name and the values of all its labels, in the table's order."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+class Distribution(msgspec.Struct, frozen=True):
+    """The values of a histogram: how many, their sum, and how many lie in each bucket."""
+
+    count: int = 0
+    sum: float = 0.0
+    bins: Mapping[int, int] = {}
+
+    def quantile(self, share: float) -> float | None:
+        """Return the value below or at which `share` (0 to 1) of the values lie, within 1 %; None where there are none."""
+        found = self.quantiles((share,))
+        return found[0] if found else None
+
+    def quantiles(self, shares: Iterable[float]) -> list[float]:
+        """Return `quantile` for each of the rising `shares`; nothing where there are no values."""
+        found: list[float] = []
+        total, keys, value = 0, iter(sorted(self.bins)), 0.0
+        for share in shares if self.bins else ():
+            rank = math.floor(share * (self.count - 1))
+            while total <= rank:
+                key = next(keys)
+                total, value = total + self.bins[key], float(_MAPPING.value(key))
+            found.append(value)
+        return found
+
+    def counts(self, bounds: Iterable[float]) -> list[int]:
+        """Return how many values are at most each of the rising `bounds`, the values known within 1 %."""
+        rest = [(float(_MAPPING.value(key)), self.bins[key]) for key in sorted(self.bins, reverse=True)]
+        found, total = [], 0
+        for bound in bounds:
+            while rest and rest[-1][0] <= bound:
+                total += rest.pop()[1]
+            found.append(total)
+        return found
+
+    def plus(self, other: Distribution) -> Distribution:
+        """Return the values of both."""
+        return self._combined(other, 1)
+
+    def minus(self, earlier: Distribution) -> Distribution:
+        """Return the values that came after an `earlier` reading of the same histogram."""
+        return self._combined(earlier, -1)
+
+    def _combined(self, other: Distribution, sign: int) -> Distribution:
+        left = bins = dict(self.bins)
+        if other.bins:
+            for key, count in other.bins.items():
+                bins[key] = bins.get(key, 0) + sign * count
+            left = {key: count for key, count in bins.items() if count > 0}
+        return Distribution(self.count + sign * other.count, self.sum + sign * other.sum, left)
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Every value of a `Telemetry` at one moment. Counters and histograms count since it was made."""
+
+    counters: Mapping[Series, float] = {}
+    gauges: Mapping[Series, float] = {}
+    histograms: Mapping[Series, Distribution] = {}
+
+    def since(self, earlier: Snapshot) -> Snapshot:
+        """Return what counters and histograms gained after `earlier`, and the gauges of now."""
+        none = Distribution()
+        return Snapshot(
+            {series: value - earlier.counters.get(series, 0) for series, value in self.counters.items()},
+            self.gauges,
+            {series: value.minus(earlier.histograms.get(series, none)) for series, value in self.histograms.items()},
+        )
+
+
+class Counter:
+    """A number that only grows. One writer."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+    def add(self, count: float = 1) -> None:
+        """Add `count`, 0 or more."""
+        self.value += count
+
+
+class Gauge:
+    """A number that is set. One writer."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0.0
+
+    def set(self, value: float) -> None:
+        """Replace the number."""
+        self.value = value
+
+
+class Histogram:
+    """Values, each kept within 1 % of itself, from 1e-9 to 1e12; what lies outside, or is no number, counts as the end. One writer."""
+
+    __slots__ = ("_count", "_lock", "_store", "_sum")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._store = DenseStore()
+        self._count = 0
+        self._sum = 0.0
+
+    def record(self, value: float) -> None:
+        """Add a value in the instrument's unit."""
+        if not _LEAST < value < _MOST:
+            value = _MOST if value >= _MOST else _LEAST
+        key = _MAPPING.key(value)
+        with self._lock:
+            self._store.add(key)
+            self._count += 1
+            self._sum += value
+
+    def read(self, *, bins: bool = True) -> Distribution:
+        """Return the values so far; from any thread. Without `bins` their count and sum alone, which is cheap."""
+        if not bins:
+            with self._lock:
+                return Distribution(self._count, self._sum)
+        with self._lock:
+            held, offset, count, total = list(self._store.bins), self._store.offset, self._count, self._sum
+        return Distribution(count, total, {offset + at: int(found) for at, found in enumerate(held) if found})
+
+
+Reader = Callable[[], float]
+"""Gives a number when it is asked; called on the event loop where there is one."""
+
+
+class Telemetry:
+    """The instruments of one client. `role`, `operation` and `model` are labels of all that it reports.
+
+    Instruments are those of `names`; other names or labels are a ValueError where they are bound. Numbers that are read
+    (`gauge`, `observed`) are read on the event loop by way of `soon`, so their functions need no care for threads; without
+    `soon` in the thread that calls `refresh`.
+    """
+
+    def __init__(self, role: str, *, operation: str = "chat", model: str = "", soon: Soon | None = None) -> None:
+        self.role = role
+        self._constants = {"role": role, "gen_ai.operation.name": operation, "gen_ai.request.model": model}
+        self._soon = soon
+        self._lock = threading.Lock()
+        self._series: dict[str, int] = {}
+        self._counters: dict[Series, Counter] = {}
+        self._gauges: dict[Series, Gauge] = {}
+        self._histograms: dict[Series, Histogram] = {}
+        self._readers: dict[Series, tuple[Counter | Gauge, Reader]] = {}
+        self._said: set[Series] = set()
+
+    def counter(self, instrument: Instrument, **labels: str) -> Counter:
+        """Return the counter with these labels, to be kept; the dots of their names are written as underscores."""
+        return self._bound(self._counters, Counter, instrument, "counter", labels)
+
+    def histogram(self, instrument: Instrument, **labels: str) -> Histogram:
+        """Return the histogram with these labels, to be kept."""
+        return self._bound(self._histograms, Histogram, instrument, "histogram", labels)
+
+    def set_gauge(self, instrument: Instrument, **labels: str) -> Gauge:
+        """Return the gauge with these labels, to be kept and set."""
+        return self._bound(self._gauges, Gauge, instrument, "gauge", labels)
+
+    def gauge(self, instrument: Instrument, read: Reader, **labels: str) -> None:
+        """Show what `read` gives when it is asked: see `refresh`."""
+        self._read_by(self.set_gauge(instrument, **labels), self._key(instrument, labels), read)
+
+    def observed(self, instrument: Instrument, read: Reader, **labels: str) -> None:
+        """Show a count that somebody else keeps: what `read` gives must never become less."""
+        self._read_by(self.counter(instrument, **labels), self._key(instrument, labels), read)
+
+    def count(self, instrument: Instrument, count: float = 1, **labels: str) -> None:
+        """Add to a counter whose labels are known only now; a bound one is ten times cheaper."""
+        self.counter(instrument, **labels).add(count)
+
+    def record(self, instrument: Instrument, value: float, **labels: str) -> None:
+        """Add to a histogram whose labels are known only now; a bound one is cheaper."""
+        self.histogram(instrument, **labels).record(value)
+
+    def snapshot(self, *, bins: bool = True) -> Snapshot:
+        """Return every value; without `bins` of histograms the counts and sums alone. From any thread.
+
+        Counters and histograms are those of now; numbers that are read are those of the last `refresh`.
+        """
+        with self._lock:
+            counters, gauges = list(self._counters.items()), list(self._gauges.items())
+            histograms = list(self._histograms.items())
+        return Snapshot(
+            {series: counter.value for series, counter in counters},
+            {series: gauge.value for series, gauge in gauges},
+            {series: histogram.read(bins=bins) for series, histogram in histograms},
+        )
+
+    def deltas_since(self, earlier: Snapshot) -> tuple[Snapshot, Snapshot]:
+        """Return the snapshot of now, and what it has more than an `earlier` one of the same telemetry."""
+        now = self.snapshot()
+        return now, now.since(earlier)
+
+    def refresh(self, wait_s: float = 0.0) -> None:
+        """Read the numbers that are read. With `soon` the event loop does it; waits for that `wait_s` seconds at most.
+
+        To be called from another thread than the event loop's, where it waits.
+        """
+        if self._soon is None:
+            self._read_all()
+            return
+        done = threading.Event()
+
+        def read() -> None:
+            self._read_all()
+            done.set()
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the last readings stay
+            self._soon(read)
+            done.wait(wait_s)
+
+    def _read_all(self) -> None:
+        for series, (bound, read) in list(self._readers.items()):
+            try:
+                bound.value = read()
+            except Exception:
+                # A number that cannot be shown must not cost a call.
+                if series not in self._said:
+                    self._said.add(series)
+                    log.exception("The metric %s could not be read; its last value stays.", series.name)
+
+    def _read_by(self, bound: Counter | Gauge, series: Series, read: Reader) -> None:
+        with self._lock:
+            self._readers[series] = (bound, read)
+
+    def _bound(
+        self,
+        known: dict[Series, _T],
+        make: Callable[[], _T],
+        instrument: Instrument,
+        kind: str,
+        labels: Mapping[str, str],
+    ) -> _T:
+        if instrument.kind != kind:
+            raise ValueError(f"{instrument.name} is a {instrument.kind}, and is used as a {kind}.")
+        series = self._key(instrument, labels)
+        found = known.get(series)
+        if found is not None:
+            return found
+        with self._lock:
+            if series not in known:
+                if self._series.get(instrument.name, 0) >= MOST_SERIES:
+                    series = self._other(instrument)
+                self._series[instrument.name] = self._series.get(instrument.name, 0) + 1
+            return known.setdefault(series, make())
+
+    def _key(self, instrument: Instrument, labels: Mapping[str, str]) -> Series:
+        try:
+            values = tuple(_shown(label, labels[label.replace(".", "_")]) for label in instrument.labels)
+        except KeyError:
+            values = ()
+        if len(values) != len(labels) or len(values) != len(instrument.labels):
+            wanted, given = ", ".join(instrument.labels) or "none", ", ".join(labels) or "none"
+            raise ValueError(f"{instrument.name} takes the labels: {wanted}; given: {given}.")
+        return Series(instrument.name, (*self._constant_values(instrument), *values))
+
+    def _other(self, instrument: Instrument) -> Series:
+        return Series(instrument.name, (*self._constant_values(instrument), *(OTHER for _ in instrument.labels)))
+
+    def _constant_values(self, instrument: Instrument) -> tuple[str, ...]:
+        return tuple(self._constants[label] for label in instrument.constants)
+
+
+class Recent:
+    """What histograms gained over about the last `window_s` seconds, from the snapshots that somebody takes anyway.
+
+    It is counted from the latest of its snapshots that is at least `window_s` old; from the start where there is none.
+    """
+
+    def __init__(self, window_s: float = 60.0) -> None:
+        self._window_s = window_s
+        self._kept: deque[tuple[float, Mapping[Series, Distribution]]] = deque([(float("-inf"), {})])
+
+    def add(self, now_s: float, histograms: Mapping[Series, Distribution]) -> dict[Series, Distribution]:
+        """Take in the histograms of now, and return what they have more than those of `window_s` seconds ago."""
+        while len(self._kept) > 1 and self._kept[1][0] <= now_s - self._window_s:
+            self._kept.popleft()
+        before, none = self._kept[0][1], Distribution()
+        # A twelfth apart, so that frequent readers keep few.
+        if now_s - self._kept[-1][0] >= self._window_s / 12:
+            self._kept.append((now_s, histograms))
+        return {series: value.minus(before.get(series, none)) for series, value in histograms.items()}
+
+
+def observe_pool(telemetry: Telemetry, pool: Pool, now: Callable[[], float]) -> None:
+    """Report the endpoints of a pool: state, breaker, requests in flight, latency, ejections by reason.
+
+    `now` is the monotonic clock in seconds that the pool is told.
+    """
+    for endpoint in pool.endpoints:
+        _observe_endpoint(telemetry, endpoint, now)
+
+
+def _observe_endpoint(telemetry: Telemetry, endpoint: EndpointState, now: Callable[[], float]) -> None:
+    url = endpoint.url
+    telemetry.gauge(names.REQUESTS_IN_FLIGHT, lambda: endpoint.outstanding, endpoint=url)
+    telemetry.gauge(names.ENDPOINT_LATENCY, lambda: endpoint.latency_s or 0.0, endpoint=url)
+    for state in _ENDPOINT_STATES:
+        telemetry.gauge(names.ENDPOINT_STATE, _is(lambda: endpoint.state(now()), state), endpoint=url, state=state)
+    for state in _BREAKER_STATES:
+        telemetry.gauge(names.BREAKER_STATE, _is(lambda: endpoint.breaker.state, state), endpoint=url, state=state)
+    for reason in endpoint.ejection.numbers:
+        read = partial(endpoint.ejection.numbers.__getitem__, reason)
+        telemetry.observed(names.EJECTIONS, read, endpoint=url, reason=reason)
+
+
+def _is(state: Callable[[], str], wanted: str) -> Reader:
+    return lambda: float(state() == wanted)
+
+
+def endpoint_label(url: str) -> str:
+    """Return a URL as it may be shown: scheme, host, port and path, without user, password, query and fragment."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "?"
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path}"
+
+
+def _shown(label: str, value: str) -> str:
+    return (endpoint_label(value) if label == names.ENDPOINT else value)[:_LONGEST_LABEL]
