@@ -19,7 +19,10 @@ setup(
         "runners",
         "runners.local",
     ],
-    package_data={"pipeline": ["samples/*", "cases/*/schemas/*"], "runners": ["engine/*.xml", "engine/*/*.xml"]},
+    package_data={
+        "pipeline": ["samples/*", "cases/*/schemas/*"],
+        "runners": ["engine/*.xml", "engine/*/*.xml", "engine/connect/*.json", "engine/connect/src/**/*"],
+    },
     install_requires=[
         "apache-beam==2.77.0",
         "aiohttp==3.14.5",

@@ -227,6 +227,21 @@ def _registry(place: Place) -> Command:
     return Command(words, {"MALLOC_ARENA_MAX": "2"})
 
 
+def _connect(place: Place) -> Command:
+    settings = place.conf / "connect.properties"
+    _write(settings, flinkconf.connect_properties(place.ports, _folder(place.data / "connect")))
+    words = _java(
+        place,
+        *_MODEST,
+        "-Xms64m",
+        "-Xmx192m",
+        "-XX:MaxMetaspaceSize=160m",
+        "org.apache.kafka.connect.cli.ConnectStandalone",
+        str(settings),
+    )
+    return Command(words, _java_env(artifacts.path_of(artifacts.connect())))
+
+
 def _write(path: Path, content: str) -> None:
     _folder(path.parent)
     path.write_text(content)
@@ -308,6 +323,17 @@ PARTS: tuple[Part, ...] = (
         artifacts=lambda: (artifacts.registry(),),
         tools=(JAVA,),
         memory_mib=400,
+        on_request=True,
+    ),
+    Part(
+        "connect",
+        _connect,
+        lambda place: probes.http(f"http://{place.ports.address('connect')}/health"),
+        port_names=("connect",),
+        artifacts=lambda: (artifacts.connect(),),
+        tools=(JAVA,),
+        requires=("kafka",),
+        memory_mib=450,
         on_request=True,
     ),
 )

@@ -30,6 +30,7 @@ class Ports:
     metrics_jobmanager: int = 19249
     metrics_taskmanager: int = 19250
     registry: int = 18082
+    connect: int = 18083
 
     @classmethod
     def parse(cls, text: str, base: Ports | None = None) -> Ports:

@@ -34,7 +34,7 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where a client finds what; all ``host:port`` but `llm`, a base URL that ends in ``/v1``, and `registry`, one too."""
+    """Where a client finds what: ``host:port``, but `llm` (it ends in ``/v1``), `registry` and `connect` are base URLs."""
 
     kafka: str
     flink: str
@@ -44,6 +44,7 @@ class Endpoints:
     workers: str
     llm: str
     registry: str
+    connect: str
     metrics: tuple[str, str]
 
 
@@ -109,6 +110,7 @@ class Stack:
             expansion=at("expansion"),
             workers=at("workers"),
             llm=f"http://{at('llm')}/v1",
+            connect=f"http://{at('connect')}",
             registry=f"http://{at('registry')}/apis/ccompat/v7",
             metrics=(at("metrics_jobmanager"), at("metrics_taskmanager")),
         )

@@ -8,7 +8,6 @@ import org.apache.camel.Exchange;
 import org.apache.camel.ProducerTemplate;
 import org.apache.camel.http.base.HttpOperationFailedException;
 import org.apache.camel.main.SimpleMain;
-import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.connect.errors.ConnectException;
 import org.apache.kafka.connect.errors.RetriableException;
@@ -22,6 +21,8 @@ import org.apache.kafka.connect.sink.SinkTask;
  * queue where it has one; anything else is tried again, from the record that failed on, until it succeeds.
  */
 public final class CamelSinkTask extends SinkTask {
+  private static final long RETRY_AFTER_MS = 1_000;
+
   private final Map<TopicPartition, Long> next = new HashMap<>();
   private SimpleMain main;
   private ProducerTemplate template;
@@ -68,6 +69,7 @@ public final class CamelSinkTask extends SinkTask {
       return;
     }
     if (!isFinal(error)) {
+      context.timeout(RETRY_AFTER_MS);
       throw new RetriableException("The endpoint did not take a record; it is sent again", error);
     }
     if (reporter == null) {
@@ -91,13 +93,6 @@ public final class CamelSinkTask extends SinkTask {
       }
     }
     return false;
-  }
-
-  @Override
-  public Map<TopicPartition, OffsetAndMetadata> preCommit(Map<TopicPartition, OffsetAndMetadata> current) {
-    Map<TopicPartition, OffsetAndMetadata> done = new HashMap<>();
-    next.forEach((at, offset) -> done.put(at, new OffsetAndMetadata(offset)));
-    return done;
   }
 
   @Override
