@@ -88,7 +88,7 @@ public final class CamelSinkTask extends SinkTask {
       if (cause instanceof SendFailedException mail) {
         return mail.getInvalidAddresses() != null && mail.getInvalidAddresses().length > 0;
       }
-      if (cause instanceof jakarta.mail.internet.AddressException) {
+      if (cause instanceof jakarta.mail.internet.AddressException || cause instanceof IllegalArgumentException) {
         return true;
       }
     }
