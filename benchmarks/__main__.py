@@ -3,86 +3,57 @@
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
-import os
-import platform
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from benchmarks import contestants, report, rig
+from benchmarks import contestants, document, plan, published, report, rig
 from benchmarks.figures import Figures
-from benchmarks.load import Schedule
-from benchmarks.profile import Profile
-from benchmarks.rig import Scenario
-from runners.local.artifacts import ROOT
+from benchmarks.plan import Run
 from runners.local.ports import Ports
 from runners.local.stack import Stack
 from transforms.errors import FarcallError, SettingsError
 
-QUICK_RATES, FULL_RATES = (400.0,), (100.0, 200.0, 400.0, 1_000.0)
 FULL_RUNS = 3
-FAULTS_RATE = 200.0
-RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENT = ROOT / "docs" / "benchmarks.md"
-PLOTS = ROOT / "docs" / "benchmarks"
-
-
-def scenarios(rates: Sequence[float], names: Sequence[str], given: argparse.Namespace) -> list[Scenario]:
-    """The scenarios asked for. Those with faults run at one rate, the lowest of `rates` that is not below 200/s."""
-    made = [Scenario("steady", _schedule(rate, given), padding_bytes=given.padding_bytes) for rate in rates]
-    faults_rate = min((rate for rate in rates if rate >= FAULTS_RATE), default=rates[-1])
-    found = made if "steady" in names else []
-    return [*found, *(faulty(name, _schedule(faults_rate, given)) for name in names if name != "steady")]
-
-
-def faulty(name: str, schedule: Schedule) -> Scenario:
-    """A scenario in which the model server is not well. Raises SettingsError where there is none of this name."""
-    profiles = {
-        # 1 % of the calls take 10 s; those that are due last need as long after the end.
-        "stragglers": (Profile(straggler_share=0.01), 25.0),
-        # Half of what is offered is allowed: the backlog grows for as long as the load lasts.
-        "quota": (Profile(quota_per_s=schedule.rate / 2), 20.0),
-        "outage": (Profile(outage_at_s=schedule.warm_s + schedule.seconds / 3, outage_for_s=5.0), 45.0),
-    }
-    if name not in profiles:
-        raise SettingsError(f"There is no scenario {name!r}; there are steady, {', '.join(profiles)}.")
-    profile, drain_s = profiles[name]
-    return Scenario(name, schedule, profile, drain_s=drain_s)
-
-
-def _schedule(rate: float, given: argparse.Namespace) -> Schedule:
-    return Schedule(rate, given.warm_s, given.seconds, given.poisson, given.seed)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Asks a model server about each event of a topic in several ways, side by side, and compares latency and cost.",
-        epilog="Words after -- are Beam's flags for the contestants that are Beam pipelines, such as --max_bundle_size=500.",
+        epilog=(
+            "Words after -- are Beam's flags for the contestants that are Beam pipelines, such as --max_bundle_size=500. "
+            "Without any word: all rates, faults and variants, three rounds of each; --plan says how long that takes. "
+            "Other benchmarks, each with its own --help: scripts/bench followed by limits, checkpoints, in_flight, wire, client, "
+            "policies or telemetry_cost; "
+            "scripts/bench document writes docs/benchmarks.md anew from what is published."
+        ),
     )
     known = ", ".join(contestants.NAMES)
     parser.add_argument("--quick", action="store_true", help="each at 400 events a second, once: under ten minutes")
+    parser.add_argument("--plan", action="store_true", help="say what would run and how long it takes, and do nothing")
     parser.add_argument("--only", type=_words, help=f"contestants, by comma, of {known}; the floor always runs")
     parser.add_argument("--without", type=_words, default=(), help="contestants to leave out, by comma")
     parser.add_argument(
-        "--rate", type=_numbers, help="events a second, by comma (400 with --quick, else 100,200,400,1000)"
+        "--rate", type=_numbers, help="events a second, by comma (400 with --quick, else 100,200,400,800)"
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="measured seconds of each run")
     parser.add_argument(
-        "--warm_s", type=float, default=10.0, help="seconds of load before them, which are not measured"
+        "--warm_s",
+        type=float,
+        help=f"seconds of load before them, not measured ({plan.WARM_S:g}; {plan.SHORT_WARM_S:g} for the floor and who falls behind)",
     )
     parser.add_argument(
         "--runs", type=int, help="runs of each, interleaved; the median is shown (1 with --quick or --only, else 3)"
     )
     parser.add_argument(
-        "--scenarios", type=_words, help="of steady, stragglers, quota, outage (all without --quick and --only)"
+        "--scenarios", type=_words, help=f"of {', '.join(plan.SCENARIOS)} (all without --quick and --only)"
     )
     parser.add_argument("--poisson", action="store_true", help="exponential gaps between events instead of equal ones")
     parser.add_argument("--seed", type=int, default=0, help="seed of the gaps")
@@ -95,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a setting of a contestant, such as ours.tick_ms=10",
     )
     parser.add_argument(
-        "--publish", action="store_true", help="write benchmarks/results and docs/benchmarks.md also with --only"
+        "--publish",
+        action="store_true",
+        help="write benchmarks/results and docs/benchmarks.md also with --only; published runs that are not done again stay",
     )
     parser.add_argument("--json", type=Path, help="write all figures to this file as well")
     parser.add_argument("--keep", type=Path, help="keep the stack's logs and the samples in this folder")
@@ -126,13 +99,6 @@ def _settings(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _order(names: Sequence[str], planned: Sequence[Scenario], runs: int) -> Iterator[tuple[Scenario, str]]:
-    """Round by round, so that what else happens on the machine hits all alike."""
-    for _ in range(runs):
-        for scenario in planned:
-            yield from ((scenario, name) for name in (report.FLOOR, *names))
-
-
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -148,14 +114,14 @@ class _Session:
         self.runs: list[Figures] = []
         self.failures: list[str] = []
 
-    def do(self, scenario: Scenario, name: str) -> None:
+    def do(self, run: Run) -> None:
         """One run; what goes wrong in it is noted, and the others go on."""
+        name, scenario = run.contestant, run.scenario
         try:
-            contestant = None if name == report.FLOOR else contestants.named(name)
-            settings = self._settings.get(name, {})
-            found = rig.run(
-                self._stack, contestant, scenario, self._folder, settings=settings, beam_arguments=self._beam
-            )
+            contestant = None if name == plan.FLOOR else contestants.named(name)
+            settings = {**run.settings, **self._settings.get(name, {})}
+            beam = (*run.beam, *self._beam)
+            found = rig.run(self._stack, contestant, scenario, self._folder, settings=settings, beam_arguments=beam)
         except Exception as error:  # noqa: BLE001 - a contestant that cannot run is a result
             sentence = f"{name}, {scenario.name}, {scenario.schedule.rate:g}/s: {type(error).__name__}: {error}"
             self.failures.append(sentence)
@@ -181,21 +147,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     beam = words[words.index("--") + 1 :] if "--" in words else []
     given = _parser().parse_args(words[: words.index("--")] if "--" in words else words)
     try:
-        return _run(given, tuple(beam))
+        return _run(given, tuple(beam), _command(words))
     except FarcallError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
 
 
-def _run(given: argparse.Namespace, beam: tuple[str, ...]) -> int:
-    short = given.quick or given.only is not None
-    names = [name for name in given.only or contestants.NAMES if name not in given.without]
-    for name in names:
-        contestants.named(name)
-    rates = given.rate or (QUICK_RATES if short else FULL_RATES)
-    wanted = given.scenarios or (("steady",) if short else ("steady", "stragglers", "quota", "outage"))
-    planned = scenarios(rates, wanted, given)
-    runs = given.runs or (1 if short else FULL_RUNS)
+def _run(given: argparse.Namespace, beam: tuple[str, ...], command: str) -> int:
+    runs, rounds = _planned(given)
+    minutes = plan.about_s(runs) * rounds / 60.0
+    _say(f"{len(runs) * rounds} runs in {rounds} {'round' if rounds == 1 else 'rounds'}, about {minutes:.0f} minutes")
+    if given.plan:
+        for run in runs:
+            _say(f"{run.contestant:20} {run.scenario.name:28} {run.scenario.schedule.rate:g}/s")
+        return 0
     with tempfile.TemporaryDirectory(prefix="farcall-bench-") as temporary:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,46 +168,45 @@ def _run(given: argparse.Namespace, beam: tuple[str, ...]) -> int:
         session = _Session(stack, folder, _settings(given.set), beam)
         try:
             stack.up(rig.PARTS, report=_say)
-            for scenario, name in _order(names, planned, runs):
-                session.do(scenario, name)
+            for run in runs * rounds:
+                session.do(run)
         finally:
             stack.down()
     results = report.summaries(session.runs)
     _say(f"\n{report.tables(results)}\n{report.ratios(results)}\n{report.parts_table(session.runs)}")
-    _write(given, session, publish=given.publish or given.only is None)
+    _write(given, command, session, publish=given.publish or given.only is None)
     return 1 if session.failures else 0
 
 
-def _machine() -> str:
-    version = ".".join(map(str, sys.version_info[:3]))
-    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {version}"
-
-
-def _write(given: argparse.Namespace, session: _Session, *, publish: bool) -> None:
-    now = dt.datetime.now(dt.UTC)
-    whole = msgspec.json.format(
-        msgspec.json.encode(
-            {
-                "date": now.isoformat(timespec="seconds"),
-                "machine": _machine(),
-                "runs": session.runs,
-                "failures": session.failures,
-            }
-        )
+def _command(words: Sequence[str]) -> str:
+    """What was typed, without the words that only say where something is written."""
+    return " ".join(
+        ["scripts/bench", *(word for word in words if not word.startswith(("--json", "--keep", "--publish")))]
     )
+
+
+def _planned(given: argparse.Namespace) -> tuple[list[Run], int]:
+    """The runs of one round, and how many rounds."""
+    short = given.quick or given.only is not None
+    without = {*given.without, *(plan.QUICK_LEAVES_OUT if given.quick and given.only is None else ())}
+    names = [name for name in given.only or contestants.NAMES if name not in without]
+    for name in names:
+        contestants.named(name)
+    rates = given.rate or ((plan.QUICK_RATE,) if short else plan.FULL_RATES)
+    kinds = given.scenarios or (("steady",) if short else plan.SCENARIOS)
+    load = plan.Load(given.seconds, given.warm_s, given.poisson, given.seed, given.padding_bytes)
+    return plan.planned(kinds, rates, names, load, given.only is not None), given.runs or (1 if short else FULL_RUNS)
+
+
+def _write(given: argparse.Namespace, command: str, session: _Session, *, publish: bool) -> None:
+    found = published.result(command, {}, runs=session.runs, failures=session.failures)
+    whole = msgspec.json.encode(found)
     if given.json:
-        given.json.write_bytes(whole)
-    if not publish:
-        return
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{now:%Y-%m-%d}.json").write_bytes(whole)
-    results = report.summaries(session.runs)
-    PLOTS.mkdir(parents=True, exist_ok=True)
-    for name in ("p50_ms", "p99_ms"):
-        drawn = report.plot(results, name)
-        if drawn:
-            (PLOTS / f"{name.removesuffix('_ms')}.svg").write_text(drawn)
-    DOCUMENT.write_text(report.document(session.runs, session.failures, f"{now:%Y-%m-%d}", _machine()))
+        given.json.write_bytes(msgspec.json.format(whole))
+    if publish:
+        # Runs as they are read back: both sides of the merge have the same form.
+        published.write("streams", document.merged(published.read("streams"), msgspec.json.decode(whole)))
+        document.write()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Figures(msgspec.Struct, frozen=True):
 
     `offered_per_s` is the load, `sustained_per_s` the replies read per second in the second half of it. `missing` events
     of the measured ones had no output, `failed` one without a reply; `repeated` outputs were second ones.
+    A `bounded` set has no latencies.
     `cpu_ms_per_output` is the processor time of everything between the two topics, `cpu_parts` the same for each part.
     """
 
@@ -52,6 +53,7 @@ class Figures(msgspec.Struct, frozen=True):
     most_in_flight: int = 0
     send_late_p99_ms: float = 0.0
     rig_cpu_share: float = 0.0
+    bounded: bool = False
 
 
 def percentile(ordered: Sequence[float], share: float, count: int) -> float:
@@ -119,6 +121,39 @@ def figures(
         p95_ms=percentile(known, 0.95, events),
         p99_ms=percentile(known, 0.99, events),
         max_ms=percentile(known, 1.0, events),
+        **more,
+    )
+
+
+class SetAnswered(NamedTuple):
+    """What came of a bounded set: outputs, those with a reply, how long it took, and the processor seconds of each part."""
+
+    outputs: int
+    replies: int
+    seconds: float
+    cpu_s: Mapping[str, float]
+
+
+def set_figures(
+    contestant: str, scenario: str, offered_per_s: float, events: int, found: SetAnswered, **more: Any
+) -> Figures:
+    """The figures of a bounded set, all of which is offered at once: its events have no latencies, its rate is over all of it."""
+    return Figures(
+        contestant=contestant,
+        scenario=scenario,
+        offered_per_s=offered_per_s,
+        seconds=found.seconds,
+        events=events,
+        outputs=found.outputs,
+        missing=max(0, events - found.outputs),
+        failed=found.outputs - found.replies,
+        repeated=max(0, found.outputs - events),
+        sustained_per_s=found.replies / found.seconds if found.seconds > 0 else math.nan,
+        p50_ms=math.nan,
+        p95_ms=math.nan,
+        p99_ms=math.nan,
+        max_ms=math.nan,
+        bounded=True,
         **more,
     )
 

@@ -23,6 +23,8 @@ import zstandard
 
 from pipeline.cases.support import answer
 from pipeline.cases.support.events import parse_event
+from pipeline.cases.support.scripted import reply_json
+from pipeline.cases.support.steps import opened
 from transforms.errors import BadEvent, BadReply
 from transforms.formats import protobuf
 from transforms.formats.codec import Decode, Encode
@@ -89,11 +91,12 @@ def samples(channel: str, form: TopicFormat) -> list[bytes]:
 
 
 def reply_to(value: bytes) -> bytes:
-    """A reply as the support case writes it."""
-    event = parse_event(SourceRecord(value))
-    text = "Thank you for your message. We are looking into it and will come back to you within a day."
+    """A reply as the support case writes it, whatever its own rules would say of it."""
+    ticket = opened(parse_event(SourceRecord(value)))
+    text = reply_json("Thank you, we are looking into it.")
     given = Answer(text, "a-model", "http://llm.example.com:8000/v1", "stop", 1, 180, 24, 412.3, 430.8)
-    return answer.route(answer.check((event, given))).value or b""
+    reply = msgspec.structs.replace(answer.decide(answer.check((ticket, given))), reasons=())
+    return answer.route(reply).value or b""
 
 
 def scored() -> list[bytes]:

@@ -24,7 +24,7 @@ from transforms.remote.transport import NotConnected
 
 URL = "http://simulated/v1"
 MOST = 128
-FIXED = (4, 8, 16, 24, 32, 48, 64, 96, 128)
+FIXED = (8, 16, 24, 32, 40, 48, 64, 128)
 REFUSED_REST_S = 0.1
 LOG_NORMAL = Behaviour(median_s=0.2, sigma=0.6)
 
@@ -44,10 +44,10 @@ SERVERS: dict[str, Behaviour | Schedule] = {
     "hard limit 24: 503": _with(most_in_flight=24, overload_status=503),
     "quota 6000/min": _with(requests_per_min=6000.0, quota_window_s=1.0),
     "1 % silent": _with(knee=32, silent_rate=0.01),
-    "latency × 3 from 20 s": [(0.0, LOG_NORMAL), (20.0, _with(median_s=0.6))],
-    "knee 48, 16 from 20 s": [(0.0, _with(knee=48)), (20.0, _with(knee=16))],
-    "knee 16, 48 from 20 s": [(0.0, _with(knee=16)), (20.0, _with(knee=48))],
-    "outage 20 s to 25 s": _with(knee=48, outages=((20.0, 25.0),)),
+    "latency × 3 from 10 s": [(0.0, LOG_NORMAL), (10.0, _with(median_s=0.6))],
+    "knee 48, 16 from 10 s": [(0.0, _with(knee=48)), (10.0, _with(knee=16))],
+    "knee 16, 48 from 10 s": [(0.0, _with(knee=16)), (10.0, _with(knee=48))],
+    "outage 10 s to 15 s": _with(knee=48, outages=((10.0, 15.0),)),
     "10 % of 20 × length": Behaviour(median_s=0.05, sigma=0.3, s_per_token=0.005, long_share=0.1),
     "the same, knee 32": Behaviour(median_s=0.05, sigma=0.3, s_per_token=0.005, long_share=0.1, knee=32),
 }
@@ -169,7 +169,7 @@ def adaptive(algorithm: Algorithm) -> ConcurrencySettings:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.limits", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=40.0, help="virtual seconds of each run")
+    parser.add_argument("--seconds", type=float, default=30.0, help="virtual seconds of each run")
     parser.add_argument("--warm_s", type=float, default=5.0, help="virtual seconds at the begin that do not count")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--algorithms", default="aimd,gradient")

@@ -8,8 +8,8 @@ from itertools import groupby
 from xml.sax.saxutils import escape
 
 from benchmarks.figures import Figures, Summary, summarize
+from benchmarks.plan import BASES, FLOOR, VARIANTS
 
-FLOOR = "floor"
 COLUMNS = (
     "contestant",
     "sustained/s",
@@ -37,7 +37,9 @@ def summaries(runs: Iterable[Figures]) -> list[Summary]:
 def tables(results: Sequence[Summary]) -> str:
     """A table for each scenario and rate, each with a row for each contestant."""
     blocks = []
-    ordered = sorted(results, key=lambda each: (each.scenario != "steady", each.scenario, each.offered_per_s))
+    variants = {variant.name for variant in VARIANTS}
+    shown = [row for row in results if row.scenario not in variants]
+    ordered = sorted(shown, key=lambda each: (each.scenario != "steady", each.scenario, each.offered_per_s))
     for (scenario, rate), group in groupby(ordered, key=lambda each: (each.scenario, each.offered_per_s)):
         rows = list(group)
         floor = next((row for row in rows if row.contestant == FLOOR), None)
@@ -80,6 +82,50 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def scaling_table(results: Sequence[Summary]) -> str:
+    """A row for each variant and contestant, under what the steady run at the same rate has; empty where no variant ran."""
+    by_place = {(row.scenario, row.offered_per_s, row.contestant): row for row in results}
+    names = {variant.name: variant for variant in VARIANTS}
+    rows, based = [], set()
+    for (scenario, rate, contestant), row in by_place.items():
+        variant = names.get(scenario)
+        if variant is None or contestant == FLOOR:
+            continue
+        base = by_place.get(("steady", rate, contestant))
+        if base is not None and (variant.dimension, contestant) not in based:
+            based.add((variant.dimension, contestant))
+            rows.append(
+                _scaled(variant.dimension, BASES[variant.dimension], base, by_place.get(("steady", rate, FLOOR)))
+            )
+        # Another record has another floor; all else has that of the steady run.
+        floor = by_place.get((scenario, rate, FLOOR)) or by_place.get(("steady", rate, FLOOR))
+        rows.append(_scaled(variant.dimension, variant.value, row, floor))
+    if not rows:
+        return ""
+    order = list(BASES)
+    rows.sort(key=lambda cells: (order.index(cells[0]), cells[1]))
+    head = (
+        "what",
+        "contestant",
+        "value",
+        "offered/s",
+        "sustained/s",
+        "added p50",
+        "added p95",
+        "added p99",
+        "CPU ms/output",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)]) + "\n"
+
+
+def _scaled(dimension: str, value: str, row: Summary, floor: Summary | None) -> list[str]:
+    added = [_added(row, floor, name) for name in ("p50_ms", "p95_ms", "p99_ms")]
+    sustained = _spread(row, "sustained_per_s")
+    cpu = f"{row.middle['cpu_ms_per_output']:.2f}"
+    return [dimension, row.contestant, value, f"{row.offered_per_s:g}", sustained, *added, cpu]
+
+
 def ratios(results: Sequence[Summary]) -> str:
     """What the targets ask for, as sentences of a list: ours against the others, in each scenario at each rate."""
     by_place = {(row.scenario, row.offered_per_s, row.contestant): row for row in results}
@@ -116,7 +162,7 @@ def parts_table(runs: Sequence[Figures]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_COLOURS = ("#777777", "#0b6e4f", "#c8553d", "#2d5d9f", "#8e44ad", "#b8860b", "#444444")
+_COLOURS = ("#777777", "#0b6e4f", "#c8553d", "#2d5d9f", "#8e44ad", "#b8860b", "#444444", "#00838f", "#ad1457")
 _WIDTH, _HEIGHT, _MARGIN = 720, 400, 60
 
 
@@ -172,48 +218,3 @@ def _ticks(across: Mapping[float, float], up: Mapping[float, float]) -> list[str
     return drawn + [
         f'<text x="{_MARGIN - 8}" y="{up[value]:.1f}" text-anchor="end">{value:.0f}</text>' for value in ends
     ]
-
-
-_DOCUMENT = """\
-# Benchmarks
-
-Written by `scripts/bench` on {date}; the figures of each run lie in [benchmarks/results](../benchmarks/results). Machine: {machine},
-shared by Kafka, Flink, the contestant, the model server and the load: read ratios, not absolute rates.
-
-Every contestant reads one topic and writes another, on the same Kafka and (but for PyFlink) the same Flink, parallelism 2, checkpoints
-every 2 s. The model server takes a log-normal time, median 0.2 s, σ 0.6, which is a function of the event's id: all contestants meet
-the same latencies. The load is open-loop, and latency counts from the moment an event should have been sent; events that had no
-reply count as infinitely late ("grows"). The sustained rate is that of replies. The floor does not try again: under a quota or an
-outage it says what is lost without. The floor is the same load straight to the model server, without Kafka and Flink.
-"Added" is over the floor. CPU is that of all processes between the model server and the load, Kafka included.
-
-{failures}## Ours against each
-
-{ratios}
-## Figures
-
-{tables}
-## Where the processor time went
-
-Milliseconds per output.
-
-{parts}"""
-
-
-def document(runs: Sequence[Figures], failures: Sequence[str], date: str, machine: str) -> str:
-    """The Markdown page of all results."""
-    results = summaries(runs)
-    failed = "## What did not run\n\n" + "".join(f"- {one}\n" for one in failures) + "\n" if failures else ""
-    plots = (
-        "![p50 over rate](benchmarks/p50.svg)\n\n![p99 over rate](benchmarks/p99.svg)\n\n"
-        if len({row.offered_per_s for row in results}) > 1
-        else ""
-    )
-    return _DOCUMENT.format(
-        date=date,
-        machine=machine,
-        failures=failed,
-        ratios=ratios(results) or "- Only one ran.\n",
-        tables=plots + tables(results),
-        parts=parts_table(runs),
-    )

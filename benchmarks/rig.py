@@ -16,12 +16,12 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from benchmarks import cpu, load
-from benchmarks.figures import Figures, Window, figures
+from benchmarks import cpu, load, records
+from benchmarks.figures import Figures, SetAnswered, Window, figures, set_figures
 from benchmarks.load import Schedule
 from benchmarks.profile import Profile
 from runners.local import topics
@@ -59,6 +59,16 @@ class Contestant(Protocol):
         """Start the job; the body runs while it does, and it is ended afterwards."""
 
 
+@runtime_checkable
+class Bounded(Protocol):
+    """A contestant that asks about a bounded set: it has no stream to stand in."""
+
+    name: str
+
+    def answer_set(self, place: Place, events: Path) -> SetAnswered:
+        """Ask about every event of a file of JSON Lines."""
+
+
 class Scenario(msgspec.Struct, frozen=True):
     """What happens in a run: a load, and how the model server behaves."""
 
@@ -69,13 +79,21 @@ class Scenario(msgspec.Struct, frozen=True):
     drain_s: float = 15.0
 
 
-def run(stack: Stack, contestant: Contestant | None, scenario: Scenario, folder: Path, **more: Any) -> Figures:
+BOUNDED_S = 5.0
+"""A bounded set holds as many events as the load has in so many seconds."""
+
+
+def run(
+    stack: Stack, contestant: Contestant | Bounded | None, scenario: Scenario, folder: Path, **more: Any
+) -> Figures:
     """Do one run; `None` is the floor. `more` are further fields of the contestant's `Place`."""
-    with _model_server(scenario.profile, folder) as (url, server_pid):
+    with model_server(scenario.profile) as (url, server_pid):
         if contestant is None:
             return _floor(scenario, folder, url, server_pid)
         name = f"{contestant.name.replace('_', '-')}-{uuid.uuid4().hex[:6]}"
         place = Place(stack, name, f"{name}.in", f"{name}.out", url, folder, **more)
+        if isinstance(contestant, Bounded):
+            return _bounded(place, contestant, scenario, server_pid)
         topics.create_topics(place.servers, [place.topic_in, place.topic_out], load.PARTITIONS)
         with contestant.running(place):
             return _measured(place, contestant.name, scenario, server_pid)
@@ -100,11 +118,11 @@ def _measured(place: Place, name: str, scenario: Scenario, server_pid: int) -> F
         f"{all_s + 30.0 + scenario.drain_s}",
     ]
     with (
-        _python("benchmarks.load", "read", *_topic(place.servers, place.topic_out), *reader_words) as reader,
-        _python("benchmarks.load", "send", *_topic(place.servers, place.topic_in), *_load_words(scenario)) as sender,
+        program("benchmarks.load", "read", *_topic(place.servers, place.topic_out), *reader_words) as reader,
+        program("benchmarks.load", "send", *_topic(place.servers, place.topic_in), *_load_words(scenario)) as sender,
     ):
-        _line(reader)
-        began_us = _line(sender)["began_us"]
+        said(reader)
+        began_us = said(sender)["began_us"]
         window = _window(schedule, began_us)
         home = place.stack.place.home
         _sleep_until(window.began_us)
@@ -114,7 +132,7 @@ def _measured(place: Place, name: str, scenario: Scenario, server_pid: int) -> F
             cpu.since(before, cpu.by_part(home)),
             cpu.of_pids([reader.pid, sender.pid, server_pid]) - rig_before,
         )
-        late_ms = _line(sender)["late_p99_ms"]
+        late_ms = said(sender)["late_p99_ms"]
         with contextlib.suppress(subprocess.TimeoutExpired):
             reader.wait(scenario.drain_s)
         reader.terminate()
@@ -139,16 +157,39 @@ def _measured(place: Place, name: str, scenario: Scenario, server_pid: int) -> F
     )
 
 
+def _bounded(place: Place, contestant: Bounded, scenario: Scenario, server_pid: int) -> Figures:
+    schedule, count = scenario.schedule, round(scenario.schedule.rate * BOUNDED_S)
+    path = place.folder / f"{place.name}.jsonl"
+    lines = (records.event(records.id_of(number), 0, scenario.padding_bytes) for number in range(count))
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    before_s = cpu.spent_s(server_pid)
+    found = contestant.answer_set(place, path)
+    seen = stats(place.url)
+    parts = {part: spent_s * 1e3 / max(1, found.outputs) for part, spent_s in found.cpu_s.items()}
+    return set_figures(
+        contestant.name,
+        scenario.name,
+        schedule.rate,
+        count,
+        found,
+        cpu_ms_per_output=sum(parts.values()),
+        cpu_parts=parts,
+        requests_per_output=seen["requests"] / max(1, found.outputs),
+        most_in_flight=seen["most_in_flight"],
+        rig_cpu_share=(cpu.spent_s(server_pid) - before_s) / max(1e-9, found.seconds),
+    )
+
+
 def _floor(scenario: Scenario, folder: Path, url: str, server_pid: int) -> Figures:
     samples, schedule = folder / f"floor-{uuid.uuid4().hex[:6]}.samples", scenario.schedule
     words = ["--url", url, "--samples", str(samples), "--within_s", f"{scenario.drain_s}"]
-    with _python("benchmarks.load", "floor", *words, *_load_words(scenario)) as process:
-        window = _window(schedule, _line(process)["began_us"])
+    with program("benchmarks.load", "floor", *words, *_load_words(scenario)) as process:
+        window = _window(schedule, said(process)["began_us"])
         _sleep_until(window.began_us)
         before, server_before = cpu.spent_s(process.pid), cpu.spent_s(server_pid)
         _sleep_until(window.ended_us)
         spent_s, server_s = cpu.spent_s(process.pid) - before, cpu.spent_s(server_pid) - server_before
-        late_ms = _line(process)["late_p99_ms"]
+        late_ms = said(process)["late_p99_ms"]
         process.wait(scenario.drain_s + 10.0)
     found = load.read_samples(samples)
     seen = stats(url)
@@ -184,17 +225,16 @@ def _load_words(scenario: Scenario) -> list[str]:
 
 
 @contextlib.contextmanager
-def _model_server(profile: Profile, folder: Path) -> Iterator[tuple[str, int]]:
-    """A model server as a process of its own; gives its base URL and its pid."""
-    del folder
-    with _python("benchmarks.server", "--profile", msgspec.json.encode(profile).decode()) as process:
+def model_server(profile: Profile) -> Iterator[tuple[str, int]]:
+    """A model server as a process of its own while the body runs; gives its base URL and its pid."""
+    with program("benchmarks.server", "--profile", msgspec.json.encode(profile).decode()) as process:
         assert process.stdout is not None  # noqa: S101 - a pipe was asked for
         yield process.stdout.readline().split()[-1], process.pid
 
 
 @contextlib.contextmanager
-def _python(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A module of this project as a process, ended with the body."""
+def program(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A module of this project as a process whose output is read, ended with the body."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", module, *words],
@@ -217,8 +257,8 @@ def _python(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
-def _line(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The next line that a process of ours prints."""
+def said(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The next line that a program of ours prints, as JSON. Raises RuntimeError where it ends without one."""
     assert process.stdout is not None  # noqa: S101 - a pipe was asked for
     text = process.stdout.readline()
     if not text:

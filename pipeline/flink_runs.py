@@ -28,6 +28,7 @@ from runners.flink import FlinkEndpoints
 from runners.flink_rest import FlinkRest
 from runners.local import topics
 from runners.local.stack import Stack
+from runners.runner import value_of
 from transforms import files, kafka
 from transforms.errors import SettingsError
 from transforms.formats.codec import Encode
@@ -124,9 +125,10 @@ def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
         input=settings.input or Kafka(at.kafka, (case.input_topic,)),
         output=settings.output or Kafka(at.kafka),
         models=settings.models or {case.role: runs.embedded_model(case, at.llm)},
+        samples=fed,
     )
     if isinstance(settings.output, Kafka) and settings.output.servers == at.kafka:
-        names = [case.input_topic, *case.output_topics, case.dead_letter_topic]
+        names = [case.input_topic, *case.all_topics]
         topics.create_topics(at.kafka, [settings.topics.get(name, name) for name in names], _PARTITIONS)
     _with_kafka(settings)
     engine = _pinned_engine(stack, at.flink)
@@ -168,7 +170,7 @@ class _Job:
             began_s = time.monotonic()
             pipeline = beam.Pipeline(options=self._options())
             read = self._reader(consumer_config)
-            build(pipeline, self._case, read, runs.writer(settings), runs.steps_of(settings, model))
+            build(pipeline, self._case, read, runs.writer(settings), runs.steps_of(settings, self._case, model))
             with runs.Progress(followed, console) as progress:
                 # From here on a first Ctrl-C is remembered until the job runs, which is then drained.
                 self._stop.on_drain(lambda: None)
@@ -180,7 +182,8 @@ class _Job:
                 except BaseException:  # whatever stops us from following the job must not leave it behind unseen
                     self._end(result)
                     raise
-                result.wait_until_finish()
+                if result.state != PipelineState.CANCELLED:
+                    result.wait_until_finish()
             read_count = sum(self._positions(consumer_config).values()) - sum(began_at.values())
             return self._conclude(result, progress, read_count)
 
@@ -292,7 +295,8 @@ class _Job:
             result.cancel()
 
     def _conclude(self, result: Any, progress: runs.Progress, read_count: int) -> int:
-        if result.state != PipelineState.DONE:
+        savepoint = self._savepoint()
+        if result.state != PipelineState.DONE and (result.state != PipelineState.CANCELLED or savepoint is None):
             self._console.print(f"The job ended as {result.state}.")
             return 1
         output = self._settings.output
@@ -306,7 +310,14 @@ class _Job:
         repeats = counter(result, REPEATS) or 0
         if self._job is not None and self._engine.rest is not None and self._engine.rest.was_restarted(self._job):
             self._console.print("The job was restarted on the way; repeats are counted since the last restart.")
-        return runs.conclude(self._console, progress, records, repeats, where)
+        resumed = value_of(self._settings.beam_arguments, "--savepoint_path") is not None
+        return runs.conclude(self._console, progress, records, repeats, where, resumed=resumed, savepoint=savepoint)
+
+    def _savepoint(self) -> str | None:
+        """Where the job's state lies, if somebody stopped it with a savepoint; a drain of ours leaves nothing in it."""
+        if self._drain_asked or self._job is None or self._engine.rest is None:
+            return None
+        return self._engine.rest.savepoint(self._job)
 
 
 def positions(source: Kafka, settings: KafkaConfig, config: Mapping[str, str]) -> dict[tuple[str, int], int]:

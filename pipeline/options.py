@@ -20,7 +20,9 @@ from pipeline.registry import CASES, case_named
 from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from runners.runner import Runner
 from transforms.ask.shards import MAX_PARALLELISM
-from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS
+from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS, MODES
+from transforms.enrich.database import DatabaseSettings
+from transforms.enrich.lookups import LookupSettings
 from transforms.errors import SettingsError
 from transforms.formats.settings import check_topics, read_formats
 from transforms.remote.models_file import read_models
@@ -29,6 +31,8 @@ from transforms.remote.settings import ModelSettings
 from transforms.repeats import DEFAULT_MEMORY_S
 
 ENGINES = ("pinned", "beam")
+ORDERS = ("none", "key")
+ASK_MODES = ("auto", *MODES)
 
 _DESCRIPTION = """\
 Asks a remote model about every event of a stream, without holding it up.
@@ -96,6 +100,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="YAML: topics that are Avro or Protobuf, and the schema registry (default: JSON)",
     )
+    add(
+        "--orders",
+        metavar="URL",
+        help="the database of orders: sqlite:///PATH or postgresql://USER:${env:NAME}@HOST/DB (for the samples: their own)",
+    )
+    add(
+        "--orders_on_failure",
+        default="go-on",
+        choices=("go-on", "dead-letter"),
+        help="what becomes of an event whose orders cannot be looked up (default: go-on, and flag it)",
+    )
     add("--models", metavar="FILE", help="YAML: which model servers (default: the embedded model is started)")
     add("--follow", action="store_true", help="keep running after the samples, for events you produce yourself")
     add(
@@ -126,6 +141,18 @@ def parser() -> argparse.ArgumentParser:
         help=f"shards of the asynchronous step, fixed for a job's life, twice its parallelism (default: {DEFAULT_SHARDS})",
     )
     add(
+        "--order",
+        default="none",
+        choices=ORDERS,
+        help="none: each event leaves as soon as it can; key: those of one Kafka key leave in the order they were taken",
+    )
+    add(
+        "--ask_mode",
+        default="auto",
+        choices=ASK_MODES,
+        help="timers: the stream never waits for a call; bundles: each bundle waits for its calls, for runners without timers",
+    )
+    add(
         "--metrics_port",
         metavar="[HOST:]PORT",
         help=f"each worker process shows its metrics to Prometheus on the first free of {PORTS} ports (default: none does)",
@@ -150,7 +177,7 @@ def read(arguments: Sequence[str]) -> Settings:
         runner=own.runner,
         input=_input(own.input),
         output=_output(own.output),
-        kafka_config=_kafka_config(own.kafka_config),
+        kafka_config=read_kafka_config(own.kafka_config),
         topics=_topics(own.topics, own.case),
         models=_models(own.models),
         models_file=None if own.models is None else Path(own.models),
@@ -159,9 +186,13 @@ def read(arguments: Sequence[str]) -> Settings:
         repeat_memory_s=_at_least("--repeat_memory_s", own.repeat_memory_s, 0),
         shards=_shards(own.shards),
         max_pending=int(_at_least("--max_pending", own.max_pending, 1)),
+        order=own.order,
+        ask_mode=runner.ask_mode if own.ask_mode == "auto" else own.ask_mode,
         beam_arguments=tuple(beam_arguments),
         log_level=own.log_level,
         formats={} if own.formats is None else read_formats(own.formats),
+        orders=_orders(own.orders),
+        lookups=LookupSettings(on_failure=own.orders_on_failure),
         metrics_port=_metrics_port(own.metrics_port),
     )
     _check_together(settings, runner)
@@ -191,6 +222,12 @@ def _check_together(settings: Settings, runner: Runner) -> None:
         raise SettingsError("--follow contradicts --input=FILE, which has an end; give kafka://… or leave --input out.")
     if settings.topics and settings.output is None and runner.reads_kafka:
         raise SettingsError("--topics contradicts the local run without --output, which watches the case's own topics.")
+    if settings.order == "key" and settings.repeat_memory_s > 0:
+        raise SettingsError(
+            "--order=key needs --repeat_memory_s=0; repeats are looked for by id, and there events of one key could pass each other."
+        )
+    if settings.order == "key" and settings.ask_mode == "bundles":
+        raise SettingsError(f"--order=key needs --ask_mode=timers, which is not what {settings.runner} runs with here.")
     runner.check(settings.beam_arguments, settings.engine)
 
 
@@ -326,6 +363,16 @@ def _check_readable(flag: str, path: str) -> None:
         raise SettingsError(f"{flag}={path}: cannot be read: {error.strerror}.") from None
 
 
+def _orders(url: str | None) -> DatabaseSettings | None:
+    if url is None:
+        return None
+    try:
+        return DatabaseSettings(url)
+    except SettingsError as error:
+        # The URL may hold a password, and is not repeated.
+        raise SettingsError(f"--orders: {error}") from None
+
+
 def _models(path: str | None) -> Mapping[str, ModelSettings] | None:
     if path == "":
         raise SettingsError("--models=: names no file.")
@@ -343,7 +390,19 @@ def _yaml(flag: str, path: str) -> Mapping[str, Any]:
     return data
 
 
-def _kafka_config(path: str | None) -> KafkaConfig:
+def read_place(flag: str, text: str) -> Files | Kafka:
+    """A path, which need not be there, or ``kafka://HOST:PORT/TOPIC``. Raises SettingsError for what is neither."""
+    if "://" in text:
+        return _kafka(flag, text)
+    if not text or os.path.isdir(text):
+        raise SettingsError(f"{flag}={text}: must name a file, or kafka://HOST:PORT/TOPIC.")
+    if flag == "--from":
+        _check_readable(flag, text)
+    return Files((os.path.abspath(text),))
+
+
+def read_kafka_config(path: str | None) -> KafkaConfig:
+    """The settings of Kafka's clients in a file; none without one. Raises SettingsError for what is wrong in it."""
     if path is None:
         return KafkaConfig()
     data = _yaml("--kafka_config", path)
@@ -377,7 +436,7 @@ def _topics(path: str | None, case: str) -> dict[str, str]:
     if path is None:
         return {}
     found = case_named(case)
-    known = (*found.output_topics, found.dead_letter_topic)
+    known = found.all_topics
     names = _yaml("--topics", path)
     for old, new in names.items():
         if old not in known:

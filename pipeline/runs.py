@@ -31,6 +31,7 @@ from runners.local import artifacts, llm
 from runners.local.part import StackError
 from transforms import dead_letters, files, kafka
 from transforms.ask.calls import make_client
+from transforms.enrich.database import DatabaseSettings
 from transforms.formats.codec import Decode
 from transforms.formats.register import register_schemas
 from transforms.metrics import RECORDS_IN, REPEATS, counter
@@ -54,15 +55,24 @@ def run(settings: Settings) -> int:
         return _Bounded(settings, console, stop).run()
 
 
-def steps_of(settings: Settings, model: ModelSettings, **ask_options: Any) -> Steps:
+def steps_of(settings: Settings, case: Case, model: ModelSettings, **ask_options: Any) -> Steps:
     """The settings of the job's steps."""
     to_kafka = isinstance(settings.output, Kafka)
     return Steps(
         model=model,
         dead_letter_record=dead_letters.to_kafka if to_kafka else dead_letters.to_json,
         repeat_memory_s=settings.repeat_memory_s,
-        ask_options={"shards": settings.shards, "max_pending": settings.max_pending, **ask_options},
+        ask_options={
+            "shards": settings.shards,
+            "max_pending": settings.max_pending,
+            "mode": settings.ask_mode,
+            **ask_options,
+        },
         topics=settings.topics,
+        models=settings.models or {},
+        orders=settings.orders or _sample_orders(settings, case),
+        lookups=settings.lookups,
+        keeps_order=settings.order == "key",
         make_caller=WithPage(make_client, settings.metrics_port) if settings.metrics_port else make_client,
     )
 
@@ -71,6 +81,18 @@ def case_of(settings: Settings) -> Case:
     """The case, in the formats of its topics."""
     written = topics_written(settings, runners.named(settings.runner))
     return formatted(case_named(settings.case), settings.formats, settings.topics, written)
+
+
+def _sample_orders(settings: Settings, case: Case) -> DatabaseSettings | None:
+    """The orders that go with the samples, where those are what is read."""
+    if case.make_orders is None or not reads_samples(settings, case):
+        return None
+    return case.make_orders(artifacts.cache_root() / "orders")
+
+
+def reads_samples(settings: Settings, case: Case) -> bool:
+    """Whether the input is the sample events of the case, named or not."""
+    return settings.samples or (isinstance(settings.input, Files) and settings.input.paths == (str(case.samples),))
 
 
 def writer(settings: Settings) -> beam.PTransform:
@@ -89,11 +111,15 @@ def watch(settings: Settings, case: Case, console: Console) -> Watch:
     """Follows the outputs; what an earlier run left in the same files is removed, and said."""
     topics = [settings.topics.get(topic, topic) for topic in case.output_topics]
     dead = settings.topics.get(case.dead_letter_topic, case.dead_letter_topic)
+    side = [settings.topics.get(topic, topic) for topic in case.side_topics]
+    escalations = (
+        None if case.escalation_topic is None else settings.topics.get(case.escalation_topic, case.escalation_topic)
+    )
     if isinstance(settings.output, Kafka):
-        return KafkaWatch(
-            settings.output.servers, topics, dead, settings.kafka_config.producer, Decode(settings.formats)
-        )
-    followed = FileWatch(output_folder(settings), topics, dead)
+        decode = Decode(settings.formats)
+        config = settings.kafka_config.producer
+        return KafkaWatch(settings.output.servers, topics, dead, config, side, escalations, decode)
+    followed = FileWatch(output_folder(settings), topics, dead, side, escalations)
     removed = followed.clear()
     if removed:
         console.print(f"removed what an earlier run wrote: {len(removed)} files in {output_folder(settings)}")
@@ -112,6 +138,7 @@ def embedded_model(case: Case, base_url: str) -> ModelSettings:
         deadline_s=own["deadline_s"],
         max_in_flight=own["limits"]["max_in_flight"],
         params=own["params"],
+        options=own.get("options", {}),
     )
 
 
@@ -175,11 +202,29 @@ class Progress:
                 self._console.print(f"{self.elapsed_s:6.1f} s  first reply")
 
 
-def conclude(console: Console, progress: Progress, events_in: int, repeats: int, where: str) -> int:
-    """Prints the table and where the replies lie; returns 0 where every event is accounted for, else 1."""
+def conclude(
+    console: Console,
+    progress: Progress,
+    events_in: int,
+    repeats: int,
+    where: str,
+    *,
+    resumed: bool = False,
+    savepoint: str | None = None,
+) -> int:
+    """Prints the table and where the replies lie; returns 0 where every event is accounted for, else 1.
+
+    Events that a job stopped with a `savepoint` had under way are in it; a job that was `resumed` from one had more than it read.
+    """
     print_table(console, progress.summary, events_in, repeats, progress.elapsed_s)
     console.print(f"replies in {where}")
     missing = unaccounted(progress.summary, events_in, repeats)
+    if savepoint is not None:
+        console.print(f"stopped with events under way; go on with --savepoint_path={savepoint}")
+        return 0
+    if missing < 0 and resumed:
+        console.print(f"{-missing} outcomes are of events that were under way in the savepoint.")
+        return 0
     if missing:
         console.print(
             f"{abs(missing)} events are {'not accounted for' if missing > 0 else 'accounted for twice'}: in ≠ outcomes + repeats."
@@ -249,14 +294,14 @@ class _Bounded:
 
     def _steps(self, model: ModelSettings) -> Steps:
         slices = {"end_slice_s": _DIRECT_END_SLICE_S} if self._settings.runner == direct.RUNNER.name else {}
-        return steps_of(self._settings, model, **slices)
+        return steps_of(self._settings, self._case, model, **slices)
 
     def _beam_options(self, stack: ExitStack) -> PipelineOptions:
         arguments = self._settings.beam_arguments
         make: Mapping[str, Callable[[], list[str]]] = {
             direct.RUNNER.name: lambda: direct.options(arguments),
             prism.RUNNER.name: lambda: prism.options(arguments, stack.enter_context(prism.serve(str(self._prism())))),
-            dataflow.RUNNER.name: lambda: dataflow.options(arguments),
+            dataflow.RUNNER.name: lambda: dataflow.options(arguments, streaming=self._settings.ask_mode == "timers"),
             portable.RUNNER.name: lambda: portable.options(arguments),
         }
         return PipelineOptions(make[self._settings.runner]())

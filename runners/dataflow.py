@@ -11,9 +11,10 @@ from transforms.errors import SettingsError
 REQUIRED = ("--project", "--region", "--temp_location")
 
 
-def options(arguments: Sequence[str]) -> list[str]:
-    """Beam's flags for Dataflow: streaming, as the step's processing-time timer needs it, on the portable runner."""
-    return with_defaults(arguments, ["--runner=DataflowRunner", "--streaming", "--experiments=use_runner_v2"])
+def options(arguments: Sequence[str], *, streaming: bool = True) -> list[str]:
+    """Beam's flags for Dataflow, on the portable runner: streaming, as timers in processing time need it, or a batch without them."""
+    own = ["--runner=DataflowRunner", "--experiments=use_runner_v2", *(["--streaming"] if streaming else [])]
+    return with_defaults(arguments, own)
 
 
 def _check(arguments: Sequence[str], _engine: str) -> None:

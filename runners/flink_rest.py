@@ -55,8 +55,17 @@ class FlinkRest:
         self._post(f"/jobs/{job}/stop", {"drain": True})
 
     def stop_with_savepoint(self, job: str) -> None:
-        """Stops the job; what is under way stays in the savepoint."""
-        self._post(f"/jobs/{job}/stop", {"drain": False})
+        """Makes a savepoint and cancels the job; what is under way stays in the savepoint, whose place `savepoint` says.
+
+        Not Flink's `stop` without a drain: Beam's sources end their input when they are stopped, before the savepoint is made, and
+        then what is under way is waited for (docs/adr/0013).
+        """
+        self._post(f"/jobs/{job}/savepoints", {"cancel-job": True})
+
+    def savepoint(self, job: str) -> str | None:
+        """Where the job's latest savepoint lies, as ``--savepoint_path`` takes it; None where it has none."""
+        latest = self._get(f"/jobs/{job}/checkpoints")["latest"]["savepoint"]
+        return None if latest is None else str(latest["external_path"])
 
     def cancel(self, job: str) -> None:
         """Ends the job at once. What is under way is lost to it; Kafka's offsets stay where the last checkpoint put them."""

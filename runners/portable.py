@@ -22,4 +22,4 @@ def _check(arguments: Sequence[str], _engine: str) -> None:
         raise SettingsError(f"--job_endpoint={endpoint}: is not HOST:PORT.")
 
 
-RUNNER = Runner(name="PortableRunner", reads_kafka=False, in_process=True, check=_check)
+RUNNER = Runner(name="PortableRunner", reads_kafka=False, in_process=True, check=_check, ask_mode="bundles")

@@ -13,7 +13,8 @@ class Runner:
     """One runner. `check` takes Beam's flags and the engine, and raises SettingsError where they cannot work together.
 
     `in_process` runners run worker code in the process that submits. `java_flags` are flags of a Java job server, which Beam's
-    Python side learns only when it submits.
+    Python side learns only when it submits. `ask_mode` is how the asynchronous step runs there unless it is said: ``timers`` needs
+    state and timers in processing time, ``bundles`` nothing.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Runner:
     in_process: bool
     check: Check
     java_flags: tuple[str, ...] = ()
+    ask_mode: str = "timers"
 
 
 def value_of(arguments: Sequence[str], flag: str) -> str | None:

@@ -7,7 +7,17 @@ import importlib
 from benchmarks.rig import Contestant
 from transforms.errors import SettingsError
 
-NAMES = ("ours", "java_async", "pyflink_async", "asyncwrapper", "runinference", "runinference_threads")
+NAMES = (
+    "ours",
+    "java_async",
+    "pyflink_async",
+    "asyncwrapper",
+    "runinference",
+    "runinference_threads",
+    "ml_predict",
+    "pathway",
+    "ray_data",
+)
 """In the order in which they run and are shown. The floor is no contestant: it is what they are compared with."""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from apache_beam.utils.timestamp import Timestamp
+
 from transforms.ask import step
 from transforms.ask.shard import Shard
 
@@ -20,6 +22,15 @@ class BelievesMemory(step._Ask):
             shard.touch(cell, bag)
         shard._wrote_token = False
         return shard
+
+
+class HoldsAsBeamDoes(step._Ask):
+    """Sets its timer without saying what it holds."""
+
+    def _set_tick(self, shard: Shard, cell: Any, tick: Any, watchdog: Any) -> None:
+        tick_us = self._calls.clock.now_ms() * 1_000 + self._tick_us
+        tick.set(Timestamp(micros=tick_us))
+        shard.mark_tick(cell, tick_us, shard.oldest_us)
 
 
 class _Forgetful(Shard):

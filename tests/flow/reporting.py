@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import apache_beam as beam
+
+from tests.flow.doubles import Item
 from transforms.remote import loop, names
 from transforms.remote.client import Call, Client, Outcome
 from transforms.remote.clock import Clock
@@ -37,3 +42,18 @@ class ReportingCaller:
 def make(settings: ModelSettings, clock: Clock) -> ReportingCaller:
     """As `calls.make_client`."""
     return ReportingCaller(settings, clock)
+
+
+class FirstItems(beam.DoFn):  # type: ignore[misc]
+    """The first so many impulses as records; further ones are dropped, so the stream goes on without any."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def setup(self) -> None:
+        self._passed = 0
+
+    def process(self, _impulse: bytes) -> Iterator[Item]:
+        if self._passed < self._count:
+            yield Item(f"s{self._passed}")
+            self._passed += 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
-from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from apache_beam.transforms.window import FixedWindows, Sessions, SlidingWindows, TimestampedValue, WindowFn
 from apache_beam.utils.timestamp import Timestamp
 
 from runners.prism import BundleFailed, serve
@@ -49,7 +49,7 @@ def test_without_the_end_timer_all_is_lost_and_the_job_succeeds(
         assert any(len(out) < 20 for out in runs)
 
 
-def in_a_moment(self: Any, _shard: Shard, tick: Any) -> None:
+def in_a_moment(self: Any, _shard: Shard, _cell: Any, tick: Any, _watchdog: Any) -> None:
     tick.set(Timestamp(micros=self._calls.clock.now_ms() * 1_000 + 20_000))
 
 
@@ -132,6 +132,53 @@ def test_event_times_and_windows_survive(runner: dict[str, Any], double: ModelDo
     out = run_ask(beam_options(**runner), tmp_path / "out", names(30), model(double.base_url), before=windowed)
     assert {record["id"]: record["at"] for record in out} == {f"e{n}": n * 1_000_000 for n in range(30)}
     assert {record["window"] for record in out} == {"[0.0, 10.0)", "[10.0, 20.0)", "[20.0, 30.0)"}
+
+
+WINDOWS: dict[str, Any] = {
+    "fixed": FixedWindows(10),
+    "sliding": SlidingWindows(10, 5),
+    "sessions": Sessions(3),
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_windows_are_kept(runner: dict[str, Any], double: ModelDouble, tmp_path: Path, kind: str) -> None:
+    """A record comes back in the very windows it came in, is asked about once, and no more records come than came."""
+
+    def windowed(items: beam.PCollection) -> beam.PCollection:
+        return items | beam.Map(stamp).with_output_types(doubles.Item) | beam.WindowInto(WINDOWS[kind])
+
+    out = run_ask(beam_options(**runner), tmp_path / "out", names(12), model(double.base_url), before=windowed)
+    wanted = {
+        (f"e{n}", n * 1_000_000, str(window))
+        for n in range(12)
+        for window in WINDOWS[kind].assign(WindowFn.AssignContext(Timestamp(n)))
+    }
+    assert sorted((record["id"], record["at"], record["window"]) for record in out) == sorted(wanted)
+    assert double.requests == 12
+
+
+def test_windows_that_were_merged_are_kept(runner: dict[str, Any], double: ModelDouble, tmp_path: Path) -> None:
+    """Records of a session that was merged, and has the time of its end, come back in that session, not in one of their own."""
+
+    def grouped(items: beam.PCollection) -> beam.PCollection:
+        stamped = items | beam.Map(stamp).with_output_types(doubles.Item) | beam.WindowInto(Sessions(3))
+        groups = stamped | beam.WithKeys(session_key) | beam.GroupByKey()
+        return groups | beam.Map(join).with_output_types(doubles.Item)
+
+    out = run_ask(beam_options(**runner), tmp_path / "out", names(8), model(double.base_url), before=grouped)
+    # Prism keeps milliseconds of the time at which the window ends.
+    assert [(record["id"], record["window"], record["at"] // 1_000) for record in out] == [
+        ("e0+e1+e2+e3+e4+e5+e6+e7", "[0.0, 10.0)", 9_999)
+    ]
+
+
+def session_key(_item: doubles.Item) -> bytes:
+    return b"all"
+
+
+def join(group: Any) -> doubles.Item:
+    return doubles.Item("+".join(sorted(item.id for item in group[1])))
 
 
 def stamp(item: doubles.Item) -> Any:

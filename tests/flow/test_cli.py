@@ -126,6 +126,12 @@ WRONG: dict[str, tuple[Sequence[str], str]] = {
     "no shards": (["--shards=0"], r"--shards=0: must lie between 1 and 128"),
     "too many shards": (["--shards=129"], r"--shards=129: must lie between 1 and 128"),
     "shards that are no number": (["--shards=x"], r"Argument --shards: .*'x'"),
+    "order and repeats": (["--order=key"], r"--order=key needs --repeat_memory_s=0"),
+    "unknown order": (["--order=id"], r"Argument --order: invalid choice: 'id'"),
+    "order in bundles": (
+        ["--order=key", "--repeat_memory_s=0", "--ask_mode=bundles"],
+        r"--order=key needs --ask_mode=timers",
+    ),
     "nothing pending": (["--max_pending=0"], r"--max_pending=0: must be at least 1"),
     "no port for metrics": (["--metrics_port=http"], r"--metrics_port=http: .* is not PORT or HOST:PORT"),
     "a negative memory": (["--repeat_memory_s=-1"], r"--repeat_memory_s=-1: must be at least 0"),

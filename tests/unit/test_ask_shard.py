@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -100,8 +100,8 @@ def make_call(entry: Entry) -> Call:
 class Step:
     """One instance of the step for one shard, driven bundle by bundle."""
 
-    def __init__(self, store: Store, server: Server) -> None:
-        self.store, self.server = store, server
+    def __init__(self, store: Store, server: Server, queue_of: Callable[[str], bytes | None] = lambda _: None) -> None:
+        self.store, self.server, self.queue_of = store, server, queue_of
         self.shard = Shard(b"s", server.calls, make_call)
 
     def bundle(self, take: Iterable[str] = (), hand_out: bool = False, fail: bool = False) -> list[str]:
@@ -110,7 +110,8 @@ class Step:
         cell, bag = self.store.cell, self.store.bag
         self.shard.touch(cell, bag)
         for event_id in take:
-            self.shard.take(cell, bag, event_id, 0, 10**15, b"payload of " + event_id.encode(), make_call)
+            payload, queue = b"payload of " + event_id.encode(), self.queue_of(event_id)
+            self.shard.take(cell, bag, event_id, 0, 10**15, payload, make_call, queue)
         out = self.shard.hand_out(cell, bag) if hand_out else []
         if fail:
             return []
@@ -267,6 +268,140 @@ def test_nothing_is_lost_whatever_fails(seed: int) -> None:
     assert store.committed_bag == []
 
 
+def by_letter(event_id: str) -> bytes | None:
+    """The order key of an event: its first letter; none for those that begin with a dash."""
+    return None if event_id[0] == "-" else event_id[:1].encode()
+
+
+def test_outcomes_of_a_key_leave_in_order(step: Step, server: Server) -> None:
+    """An outcome waits for those of its key that were taken before it; other keys, and events without one, do not wait."""
+    step.queue_of = by_letter
+    step.bundle(take=["a1", "b1", "a2", "-1", "a3"])
+    assert len(server.started) == 5, "calls of one key run side by side"
+    server.finish("a3", "b1", "-1")
+    assert step.bundle(hand_out=True) == ["b1", "-1"]
+    server.finish("a1")
+    assert step.bundle(hand_out=True) == ["a1"]
+    server.finish("a2")
+    assert step.bundle(hand_out=True) == ["a2", "a3"]
+    assert step.store.committed_bag == []
+
+
+def test_a_held_outcome_wakes_nobody_and_counts_as_open(step: Step, server: Server) -> None:
+    """An outcome behind another is not ready, so that a step that listens does not spin on it, and counts against the bound.
+
+    When the call before it ends it counts no more, before anyone hands it out: a step that waits at the bound waits for calls alone.
+    """
+    step.queue_of = by_letter
+    step.bundle(take=["a1", "a2", "a3"])
+    server.finish("a2", "a3")
+    assert step.bundle(hand_out=True) == []
+    assert not server.calls.wait_for_ready(b"s", (), timeout_s=0.0)
+    assert (server.calls.running, server.calls.open) == (1, 3)
+    server.finish("a1")
+    assert server.calls.open == 0
+    assert server.calls.wait_for_ready(b"s", (), timeout_s=0.0)
+
+
+def test_an_event_that_cannot_be_asked_about_keeps_its_place(step: Step, server: Server) -> None:
+    """An event about which no question can be made has its outcome at once, and leaves in its turn."""
+    step.queue_of = by_letter
+    step.bundle(take=["a1"])
+    cell, bag = step.store.cell, step.store.bag
+    step.shard.touch(cell, bag)
+    step.shard.take(cell, bag, "a2", 0, 10**15, b"", speechless, b"a")
+    assert step.shard.hand_out(cell, bag) == []
+    server.finish("a1")
+    out = step.shard.hand_out(cell, bag)
+    step.store.commit()
+    assert [(entry.id, outcome.error_type, outcome.attempts) for entry, outcome in out] == [
+        ("a1", "x", 1),
+        ("a2", "prompt", 0),
+    ]
+
+
+def speechless(_entry: Entry) -> Call:
+    raise ValueError("no words")
+
+
+def test_a_question_that_fails_after_a_restore_is_an_outcome(step: Step) -> None:
+    """Where the question of an event in state can no longer be made, the event fails; the restored job does not."""
+    step.bundle(take=["a"])
+    moved = Step(step.store, Server())
+    moved.shard = Shard(b"s", moved.server.calls, speechless)
+    assert moved.bundle(hand_out=True) == ["a"]
+
+
+def test_an_early_call_takes_its_place_when_its_event_comes(step: Step, server: Server) -> None:
+    """The order is that in which events are taken, whatever order their calls were started in."""
+    step.queue_of = by_letter
+    for event_id in ("a2", "a1"):
+        server.calls.start_early(b"s", event_id, Call(id=event_id, question=Chat(()), deadline_ms=10**15))
+    server.finish("a2")
+    step.bundle(take=["a1", "a2"])
+    assert step.bundle(hand_out=True) == []
+    server.finish("a1")
+    assert step.bundle(hand_out=True) == ["a1", "a2"]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_order_holds_whatever_fails(seed: int) -> None:
+    """Over random bundles, failures, instances, processes and restores: events of a key leave in the order they were taken."""
+    dice = random.Random(seed)
+    store = Store()
+    servers = [Server(), Server()]
+    steps = [Step(store, server, by_letter) for server in servers for _ in range(2)]
+    taken: list[str] = []
+    emitted: list[str] = []
+    for number in range(60):
+        if dice.random() < 0.05:
+            # A restore: a process that knows nothing, in place of one that may have known.
+            servers[0] = Server()
+            steps[:2] = [Step(store, servers[0], by_letter) for _ in range(2)]
+        step = dice.choice(steps)
+        fail = dice.random() < 0.25
+        take = [f"{dice.choice('ab-')}{number}-{index}" for index in range(dice.randrange(4))]
+        emitted += step.bundle(take, hand_out=dice.random() < 0.7, fail=fail)
+        if not fail:
+            taken += take
+        for server in servers:
+            open_ids = [call.id for call, _ in server._open]
+            server.finish(*dice.sample(open_ids, dice.randrange(len(open_ids) + 1)) or ["none"])
+    for _ in range(3):
+        for server in servers:
+            server.finish()
+        emitted += steps[0].bundle(hand_out=True)
+    assert sorted(emitted) == sorted(taken)
+    for letter in "ab":
+        assert [one for one in emitted if one[0] == letter] == [one for one in taken if one[0] == letter]
+    assert all(server.calls.open == 0 for server in servers)
+
+
+@pytest.mark.parametrize("queue_of", [lambda _: None, by_letter])
+def test_memory_is_flat_at_the_bound(server: Server, queue_of: Callable[[str], bytes | None]) -> None:
+    """At the bound nothing is taken until a call ends; however many events pass, what is remembered is that of the bound."""
+    bound, dice = 50, random.Random(0)
+    step = Step(Store(), server, queue_of)
+    emitted = 0
+    for number in range(5_000):
+        while server.calls.open >= bound:
+            open_ids = [call.id for call, _ in server._open]
+            server.finish(*dice.sample(open_ids, min(10, len(open_ids))))
+            emitted += len(step.bundle(hand_out=True))
+        step.bundle(take=[f"{'ab-'[number % 3]}{number}"])
+        assert len(server._open) <= bound
+        assert step.shard.pending <= 2 * bound
+        assert sizes(server.calls) <= 5 * bound
+        assert len(step.store.committed_bag) <= 4 * bound
+    assert emitted >= 5_000 - 2 * bound
+
+
+def sizes(calls: Calls) -> int:
+    """How many things the table of calls holds."""
+    places = sum(len(queues._places) + len(queues._queues) for queues in calls._queues.values())
+    return sum(map(len, calls._shards.values())) + sum(map(len, calls._ready.values())) + places
+
+
 def test_an_early_call_is_claimed_by_its_event(step: Step, server: Server) -> None:
     """A call that was started before its event arrived is found when it does, and its outcome leaves once."""
     server.calls.start_early(b"s", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))
@@ -312,6 +447,16 @@ def test_one_shard_for_each_instance_is_at_home() -> None:
     assert {homes.pick(number, 0.0) for number in range(10)} == {b"a", b"c"}
     homes.leave(1)
     assert {homes.pick(number, 0.0) for number in range(10)} == {b"c"}
+
+
+def test_any_shard_that_is_handled_here_is_at_home() -> None:
+    """With an order to keep, the order key chooses the shard: its calls start early where that one is handled in this process."""
+    homes = Homes()
+    homes.touch(b"a", 1)
+    homes.touch(b"b", 1)
+    assert [homes.has(shard, 0.0) for shard in (b"a", b"b", b"c")] == [True, True, False]
+    homes.started(b"b", "lost", 0.0)
+    assert [homes.has(shard, UNCLAIMED_S + 1.0) for shard in (b"a", b"b")] == [True, False]
 
 
 def test_a_shard_that_moved_away_is_found_out() -> None:

@@ -9,8 +9,9 @@ import aiohttp
 import pytest
 
 from benchmarks import contestants
-from benchmarks.__main__ import _settings, faulty
+from benchmarks.__main__ import _settings
 from benchmarks.load import Schedule
+from benchmarks.plan import faulty
 from benchmarks.profile import Profile, Quota
 from benchmarks.server import ModelServer
 from transforms.errors import SettingsError

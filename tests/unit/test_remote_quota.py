@@ -118,7 +118,8 @@ def test_small_quotas_are_not_lost_to_rounding(window: str, limit: float) -> Non
 @pytest.mark.parametrize("retry_after", [True, False])
 @pytest.mark.parametrize("quota_window_s", [1.0, 10.0, 60.0])
 def test_a_quota_storm_is_learnt_from_refusals(window: str, retry_after: bool, quota_window_s: float) -> None:
-    """Twice what is allowed is offered and no limit is known: 95 % of the quota, about one or two requests in a hundred refused."""
+    """Twice what is allowed is offered and no limit is known: 95 % of the quota, or 92 % where the server names no
+    Retry-After, with two and a half requests in a hundred refused at most."""
     server = Behaviour(
         sigma=0.6,
         requests_per_min=600.0,
@@ -127,8 +128,8 @@ def test_a_quota_storm_is_learnt_from_refusals(window: str, retry_after: bool, q
         retry_after=retry_after,
     )
     counts, _ = run(server, QuotaSettings(), 300.0, per_s=20.0)
-    assert counts.answered >= 0.95 * 600 * 5
-    assert counts.throttled <= 0.02 * counts.sent
+    assert counts.answered >= (0.95 if retry_after else 0.92) * 600 * 5
+    assert counts.throttled <= 0.025 * counts.sent
     assert counts.inside_windows == 0
 
 
@@ -146,7 +147,7 @@ def test_a_limit_configured_too_high_is_learnt() -> None:
     server = Behaviour(sigma=0.6, requests_per_min=600.0, quota_window_s=10.0)
     counts, _ = run(server, QuotaSettings(requests_per_min=1800.0), 400.0)
     assert counts.answered >= 0.95 * 600 * 400 / 60
-    assert counts.throttled <= 0.03 * counts.sent
+    assert counts.throttled <= 0.04 * counts.sent
 
 
 def random_use(seed: int) -> tuple[Quota, list[tuple[float, float]], float]:

@@ -142,7 +142,7 @@ GOOD = "endpoints: [http://a/v1], model: m"
         (f"models: {{answer: {{{GOOD}, auth: {{}}}}}}", "models.answer.auth", "exactly one"),
         (f"models: {{answer: {{{GOOD}, auth: {{env: A, file: b}}}}}}", "models.answer.auth", "exactly one"),
         (f"models: {{answer: {{{GOOD}, auth: {{evn: A}}}}}}", "models.answer.auth.evn", "did you mean env?"),
-        (f"models: {{answer: {{{GOOD}, auth: {{google: true}}}}}}", "models.answer.auth.google", "not supported yet"),
+        (f"models: {{answer: {{{GOOD}, auth: {{google: true, env: A}}}}}}", "models.answer.auth", "exactly one"),
         (f"models: {{answer: {{{GOOD}, auth: {{env: A, header: 'a b'}}}}}}", "models.answer.auth", "header"),
     ],
 )

@@ -205,6 +205,22 @@ def test_no_secret_of_a_url_is_shown(url: str, shown: str) -> None:
     assert next(iter(telemetry.snapshot().counters)).values == ("answer", shown, "ok")
 
 
+def test_a_chain_reports_its_parts() -> None:
+    """What another role reports is shown under that role, is read with the rest, and equal labels are added up."""
+    telemetry, other, same = Telemetry("answer"), Telemetry("small"), Telemetry("answer")
+    telemetry.include(other)
+    telemetry.include(same)
+    for part, count in ((telemetry, 1), (other, 2), (same, 4)):
+        part.count(names.STALLS, count)
+        part.record(names.QUEUE_WAIT, 1.0)
+    other.gauge(names.CALLS_WAITING, lambda: 3)
+    telemetry.refresh()
+    shown = telemetry.snapshot()
+    assert {series.values: value for series, value in shown.counters.items()} == {("answer",): 5, ("small",): 2}
+    assert {series.values: value.count for series, value in shown.histograms.items()} == {("answer",): 2, ("small",): 1}
+    assert shown.gauges == {Series("inference_calls_waiting", ("small",)): 3}
+
+
 def test_numbers_are_read_where_they_are_kept() -> None:
     """With a loop they are read there and nowhere else, and a loop that is busy leaves the last reading."""
     waiting = []

@@ -6,6 +6,10 @@ Beam makes and drops instances of a step as it likes; a call outlives them. It b
 A call may be started early, by the step that gives a record its shard, before the record has travelled to the step that keeps
 it in state: then the model works while the runner shuffles. That pays only where both steps run in one process, so a shard is
 *at home* here once an instance in this process has touched it, and no longer once a call that was started early is not claimed.
+
+Where order is kept, calls of one order key run side by side, and an outcome is *held* until all before it in its queue have one
+(`queues.py`). It is released when the last of those is completed, not when it is handed out: so whoever waits for what is open to
+become less waits for calls alone, which end by their deadlines.
 """
 
 from __future__ import annotations
@@ -15,10 +19,11 @@ import contextlib
 import itertools
 import threading
 import zlib
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from transforms.ask.queues import Queues
 from transforms.remote import loop
 from transforms.remote.chain import Chain
 from transforms.remote.client import Call, Client, Outcome
@@ -54,16 +59,19 @@ Run = Callable[[Coroutine[Any, Any, Outcome]], Future[Outcome]]
 class RunningCall:
     """One call, from its start until the step no longer needs it.
 
-    `claimed`: its record has arrived at the step. `taken`: its outcome was handed out, maybe in vain.
+    `claimed`: its record has arrived at the step. `taken`: its outcome was handed out, maybe in vain. `queue`: the order key of its
+    event, if that has one; `held`: it has an outcome, and waits for those before it in the queue.
     """
 
-    __slots__ = ("claimed", "deadline_ms", "future", "taken")
+    __slots__ = ("claimed", "deadline_ms", "future", "held", "queue", "taken")
 
     def __init__(self, future: Future[Outcome], deadline_ms: int) -> None:
         self.future = future
         self.deadline_ms = deadline_ms
         self.claimed = False
         self.taken = False
+        self.queue: bytes | None = None
+        self.held = False
 
 
 _instances = itertools.count(1)
@@ -97,11 +105,19 @@ class Homes:
         """A shard that is at home here, or None: one for each instance, so that each has one timer to follow."""
         while self._chosen:
             shard = self._chosen[number % len(self._chosen)]
-            waiting = self._unclaimed.get(shard)
-            if not waiting or now_s - next(iter(waiting.values())) <= UNCLAIMED_S:
+            if self.has(shard, now_s):
                 return shard
-            self._forget(shard)
         return None
+
+    def has(self, shard: bytes, now_s: float) -> bool:
+        """Whether a shard is at home here."""
+        if shard not in self._instance_of:
+            return False
+        waiting = self._unclaimed.get(shard)
+        if not waiting or now_s - next(iter(waiting.values())) <= UNCLAIMED_S:
+            return True
+        self._forget(shard)
+        return False
 
     def started(self, shard: bytes, key: str, now_s: float) -> None:
         """A call was started early for this shard."""
@@ -136,8 +152,10 @@ class Calls:
         self._shards: dict[bytes, dict[str, RunningCall]] = {}
         # What has an outcome, was claimed and is not taken: what a shard hands out next, in the order of completion.
         self._ready: dict[bytes, dict[str, RunningCall]] = {}
+        self._queues: dict[bytes, Queues] = {}
         self._homes = Homes()
         self._running = 0
+        self._held = 0
         self._completed = 0
         self._next_sweep_ms = 0
 
@@ -145,6 +163,11 @@ class Calls:
     def running(self) -> int:
         """How many calls have no outcome yet."""
         return self._running
+
+    @property
+    def open(self) -> int:
+        """How many calls have no outcome that may leave: they run, or are held. It becomes less by completions alone."""
+        return self._running + self._held
 
     @property
     def completed(self) -> int:
@@ -161,22 +184,37 @@ class Calls:
         with self._lock:
             return self._shards.get(shard, {}).get(key)
 
-    def start(self, shard: bytes, key: str, call: Call, *, claimed: bool = True) -> None:
-        """Starts the call of an event and returns at once."""
+    def start(self, shard: bytes, key: str, call: Call, *, claimed: bool = True, queue: bytes | None = None) -> None:
+        """Starts the call of an event and returns at once. In a `queue` its outcome leaves after those before it."""
         with self._lock:
             self._running += 1
             self._sweep()
-        future = self._run(self._caller.call(call))
-        running = RunningCall(future, call.deadline_ms)
-        running.claimed = claimed
+        self._keep(shard, key, RunningCall(self._run(self._caller.call(call)), call.deadline_ms), claimed, queue)
+
+    def settle(self, shard: bytes, key: str, outcome: Outcome, deadline_ms: int, queue: bytes | None = None) -> None:
+        """Gives an event its outcome without a call."""
+        future: Future[Outcome] = Future()
+        future.set_result(outcome)
         with self._lock:
-            self._shards.setdefault(shard, {})[key] = running
-        future.add_done_callback(lambda _: self._on_completion(shard, key, running))
+            self._running += 1
+        self._keep(shard, key, RunningCall(future, deadline_ms), claimed=True, queue=queue)
+
+    def _keep(self, shard: bytes, key: str, call: RunningCall, claimed: bool, queue: bytes | None) -> None:
+        call.claimed, call.queue = claimed, queue
+        with self._lock:
+            self._shards.setdefault(shard, {})[key] = call
+            self._place(shard, key, queue)
+        call.future.add_done_callback(lambda _: self._on_completion(shard, key, call))
 
     def home(self, event_id: str) -> bytes | None:
         """A shard that is handled in this process, the same for an id as long as none comes or goes; None where none is known."""
         with self._lock:
             return self._homes.pick(zlib.crc32(event_id.encode()), self.clock.monotonic_s())
+
+    def is_home(self, shard: bytes) -> bool:
+        """Whether a shard is handled in this process."""
+        with self._lock:
+            return self._homes.has(shard, self.clock.monotonic_s())
 
     def start_early(self, shard: bytes, key: str, call: Call) -> None:
         """Starts the call of an event that is on its way to `shard`, unless there is one."""
@@ -203,17 +241,18 @@ class Calls:
         with self._lock:
             self._homes.leave(instance)
 
-    def claim(self, shard: bytes, key: str) -> bool:
+    def claim(self, shard: bytes, key: str, queue: bytes | None = None) -> bool:
         """Notes that an event has arrived at the step; returns whether there is a call for it."""
         with self._lock:
             self._homes.claim(shard, key)
             call = self._shards.get(shard, {}).get(key)
             if call is not None:
-                self._want(shard, key, call)
+                self._place(shard, key, queue)
+                self._want(shard, key, call, queue)
             return call is not None
 
     def ready(self, shard: bytes) -> list[tuple[str, RunningCall]]:
-        """The calls of a shard that have an outcome which was not taken, in the order they were completed."""
+        """The calls of a shard that have an outcome which may leave and was not taken, in the order they came to."""
         with self._lock:
             return list(self._ready.get(shard, {}).items())
 
@@ -231,22 +270,28 @@ class Calls:
         with self._lock:
             self._forget(shard, key)
 
-    def reattach(self, shard: bytes, wanted: Collection[str]) -> list[str]:
+    def reattach(self, shard: bytes, wanted: Mapping[str, bytes | None]) -> list[str]:
         """Makes the calls of a shard follow its state: returns those of `wanted` that have no call in this process.
 
-        Outcomes that were handed out in vain are ready again; those that state no longer wants are forgotten. A call whose
-        record is not in state stays: it may be on its way.
+        `wanted` has the events in the order they were taken, each with its queue, if it has one. Outcomes that were handed out in
+        vain are ready again; those that state no longer wants are forgotten. A call whose record is not in state stays: it may be
+        on its way.
         """
         with self._lock:
-            for key, call in list(self._shards.get(shard, {}).items()):
-                if key in wanted:
-                    self._want(shard, key, call)
-                elif call.taken:
-                    self._forget(shard, key)
-                else:
-                    call.claimed = False
-                    self._ready.get(shard, {}).pop(key, None)
+            self._ready.pop(shard, None)
+            self._queues.pop(shard, None)
             known = self._shards.get(shard, {})
+            for key, call in list(known.items()):
+                self._unhold(call)
+                if key not in wanted:
+                    call.claimed = False
+                    if call.taken:
+                        self._forget(shard, key)
+            for key, queue in wanted.items():
+                self._place(shard, key, queue)
+            for key, queue in wanted.items():
+                if key in known:
+                    self._want(shard, key, known[key], queue)
             return [key for key in wanted if key not in known]
 
     def wait_for_completion(self, seen: int, timeout_s: float) -> int:
@@ -278,17 +323,44 @@ class Calls:
             self._running -= 1
             self._completed += 1
             if call.claimed and self._shards.get(shard, {}).get(key) is call:
-                self._ready.setdefault(shard, {})[key] = call
+                self._release(shard, key, call)
             self._lock.notify_all()
 
-    def _want(self, shard: bytes, key: str, call: RunningCall) -> None:
-        call.claimed, call.taken = True, False
+    def _place(self, shard: bytes, key: str, queue: bytes | None) -> None:
+        if queue is not None:
+            self._queues.setdefault(shard, Queues()).add(queue, key)
+
+    def _want(self, shard: bytes, key: str, call: RunningCall, queue: bytes | None) -> None:
+        call.claimed, call.taken, call.queue = True, False, queue
         if call.future.done():
-            self._ready.setdefault(shard, {})[key] = call
+            self._release(shard, key, call)
+
+    def _release(self, shard: bytes, key: str, call: RunningCall) -> None:
+        """An outcome may leave, with those behind it in its queue; or it is held."""
+        ready = self._ready.setdefault(shard, {})
+        if call.queue is None:
+            ready[key] = call
+            return
+        if not call.held:
+            call.held = True
+            self._held += 1
+        known = self._shards.get(shard, {})
+        for one in self._queues.setdefault(shard, Queues()).leave(
+            call.queue, lambda one: one in known and known[one].held
+        ):
+            self._unhold(known[one])
+            ready[one] = known[one]
+
+    def _unhold(self, call: RunningCall) -> None:
+        if call.held:
+            call.held = False
+            self._held -= 1
 
     def _forget(self, shard: bytes, key: str) -> None:
-        self._shards.get(shard, {}).pop(key, None)
+        call = self._shards.get(shard, {}).pop(key, None)
         self._ready.get(shard, {}).pop(key, None)
+        if call is not None:
+            self._unhold(call)
 
     def _sweep(self) -> None:
         """Forgets the outcomes of shards that moved to another process. Looks every minute at most."""

@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from transforms.ask.calls import Calls
+from transforms.ask.outcomes import prompt_failure
 from transforms.remote.client import Call, Outcome
 
 # The bag is written anew when this many done numbers lie in it and they outnumber the events that are not done.
@@ -52,7 +53,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """An event that the step took and that has no outcome yet.
 
     `number` is its own within the shard, `key` the event's id, with a suffix where that id is under way already; `attempts` is
-    how many calls are known to have been made, `payload` the encoded event.
+    how many calls are known to have been made, `payload` the encoded event. `queue` is the event's order key, None for one that
+    leaves as soon as it can.
     """
 
     number: int
@@ -63,6 +65,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     deadline_ms: int
     attempts: int
     payload: bytes
+    queue: bytes | None = None
 
 
 class _Item(msgspec.Struct, array_like=True):
@@ -73,12 +76,19 @@ class _Item(msgspec.Struct, array_like=True):
 
 
 class _Head(msgspec.Struct, array_like=True):
-    """What the cell holds. `next_number` never goes back, so that a done number can never mean a later event."""
+    """What the cell holds. `next_number` never goes back, so that a done number can never mean a later event.
+
+    `tick_us` is when the timer that hands out outcomes fires, `hold_us` the event time at which it holds the watermark,
+    `watchdog_us` when the one fires that stands in for it.
+    """
 
     token: bytes = b""
     next_number: int = 0
     tick_set: bool = False
     end_set: bool = False
+    tick_us: int = 0
+    hold_us: int = 0
+    watchdog_us: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -90,7 +100,7 @@ class MakeCall(Protocol):
     """Makes the call for an event of the step, after a restart too."""
 
     def __call__(self, entry: Entry) -> Call:
-        """The call for this entry. Must not raise for an entry that `Shard.take` accepted."""
+        """The call for this entry. What it raises becomes the event's outcome, of type ``prompt``."""
 
 
 class Shard:
@@ -144,15 +154,47 @@ class Shard:
         """Whether the timer of the end of the window is set."""
         return self._head.end_set
 
-    def mark_timers(self, cell: Cell, *, tick_set: bool, end_set: bool) -> None:
-        """Remembers, with the bundle, which timers are set."""
-        if (tick_set, end_set) != (self._head.tick_set, self._head.end_set):
-            self._head.tick_set, self._head.end_set = tick_set, end_set
+    @property
+    def tick_us(self) -> int:
+        """When that timer fires, where it is set, in Unix microseconds."""
+        return self._head.tick_us
+
+    @property
+    def hold_us(self) -> int:
+        """The event time at which that timer holds the watermark, where it is set, in Unix microseconds."""
+        return self._head.hold_us
+
+    @property
+    def watchdog_us(self) -> int:
+        """When the timer that stands in for a tick that does not come fires, in Unix microseconds; 0 where it was never set."""
+        return self._head.watchdog_us
+
+    @property
+    def oldest_us(self) -> int:
+        """The earliest event time of what is pending, in Unix microseconds. Raises ValueError where nothing is."""
+        return min(entry.event_time_us for entry in self._entries.values())
+
+    def mark_tick(self, cell: Cell, tick_us: int, hold_us: int) -> None:
+        """Remembers, with the bundle, that the timer that hands out outcomes is set, for when, and what it holds."""
+        self._head.tick_set, self._head.tick_us, self._head.hold_us = True, tick_us, hold_us
+        self._write_head(cell)
+
+    def mark_watchdog(self, cell: Cell, fire_us: int) -> None:
+        """Remembers, with the bundle, for when the timer is set that stands in for a tick that does not come."""
+        self._head.watchdog_us = fire_us
+        self._write_head(cell)
+
+    def mark_no_tick(self, cell: Cell) -> None:
+        """Remembers, with the bundle, that the timer that hands out outcomes is not set."""
+        if self._head.tick_set:
+            self._head.tick_set = False
             self._write_head(cell)
 
-    def has_call(self, event_id: str) -> bool:
-        """Whether taking this event would find a call that was started for it."""
-        return not self._is_used(event_id) and self._calls.find(self.key, event_id) is not None
+    def mark_end(self, cell: Cell, *, is_set: bool) -> None:
+        """Remembers, with the bundle, whether the timer of the end of the window is set."""
+        if self._head.end_set != is_set:
+            self._head.end_set = is_set
+            self._write_head(cell)
 
     def _is_used(self, key: str) -> bool:
         # A call whose outcome was handed out is dropped once that is confirmed: it must not serve another event meanwhile.
@@ -167,10 +209,12 @@ class Shard:
         deadline_ms: int,
         payload: bytes,
         make_call: MakeCall,
+        queue: bytes | None = None,
     ) -> None:
-        """Takes an event into state and starts its call, or finds the call that an undone bundle started for it.
+        """Takes an event into state and starts its call, or finds the call that was started for it.
 
-        `make_call` is used this once; a call that must be made again comes from the shard's own.
+        `make_call` is used this once; a call that must be made again comes from the shard's own. With a `queue` the event leaves
+        after those that were taken into it before.
         """
         key, occurrence = event_id, 1
         while self._is_used(key):
@@ -184,6 +228,7 @@ class Shard:
             deadline_ms=deadline_ms,
             attempts=0,
             payload=payload,
+            queue=queue,
         )
         self._head.next_number += 1
         if not self._entries:
@@ -191,8 +236,8 @@ class Shard:
         self._entries[key] = entry
         bag.add(_encode(_Item(entry=entry)))
         self._write_head(cell)
-        if not self._calls.claim(self.key, key):
-            self._calls.start(self.key, key, make_call(entry))
+        if not self._calls.claim(self.key, key, queue):
+            self._start(entry, make_call)
 
     def hand_out(self, cell: Cell, bag: Bag) -> list[tuple[Entry, Outcome]]:
         """The outcomes that have come in, each removed from the shard's state with this bundle."""
@@ -212,11 +257,18 @@ class Shard:
         """
         entry = next(iter(self._entries.values()), None)
         if entry is not None and entry.deadline_ms + OVERDUE_MS < self._calls.clock.now_ms():
-            self._start(entry)
+            self._start(entry, self._make_call)
 
-    def _start(self, entry: Entry) -> None:
-        if self._calls.find(self.key, entry.key) is None:
-            self._calls.start(self.key, entry.key, self._make_call(entry))
+    def _start(self, entry: Entry, make_call: MakeCall) -> None:
+        if self._calls.find(self.key, entry.key) is not None:
+            return
+        try:
+            call = make_call(entry)
+        except Exception as error:  # noqa: BLE001 - one event that cannot be asked about must not stop the stream
+            outcome = prompt_failure(entry.id, error, entry.attempts)
+            self._calls.settle(self.key, entry.key, outcome, entry.deadline_ms, entry.queue)
+        else:
+            self._calls.start(self.key, entry.key, call, queue=entry.queue)
 
     def _remove(self, entries: list[Entry], cell: Cell, bag: Bag) -> None:
         for entry in entries:
@@ -237,11 +289,11 @@ class Shard:
         self._done_in_bag = len(done)
         self._unconfirmed.clear()
         self._entries = {entry.key: entry for entry in sorted(entries, key=lambda entry: entry.number)}
-        lost = self._calls.reattach(self.key, self._entries)
+        lost = self._calls.reattach(self.key, {key: entry.queue for key, entry in self._entries.items()})
         for key in lost:
             entry = self._entries[key]
             entry = self._entries[key] = msgspec.structs.replace(entry, attempts=entry.attempts + 1)
-            self._start(entry)
+            self._start(entry, self._make_call)
         if lost:
             self._write_bag(bag)
             self._write_head(cell)

@@ -82,4 +82,9 @@ def shard_keys(shards: int) -> tuple[bytes, ...]:
 
 def shard_of(event_id: str, shards: int) -> bytes:
     """The shard of an event, the same in every process."""
-    return shard_keys(shards)[zlib.crc32(event_id.encode()) % shards]
+    return shard_of_key(event_id.encode(), shards)
+
+
+def shard_of_key(key: bytes, shards: int) -> bytes:
+    """The shard of an order key, the same in every process."""
+    return shard_keys(shards)[zlib.crc32(key) % shards]

@@ -1,9 +1,10 @@
 """`AskModel`: a record goes to a model server and comes back with an answer, while the stream goes on.
 
 An event is kept in keyed state, its call runs on the process's event loop, and its outcome leaves on a timer. Two timers: one in
-processing time while anything is under way, whose callback listens for some milliseconds and hands each outcome on as it comes,
-and one at the end of the global window, which waits for what is still under way when the input ends or the job is drained. With
-the first alone, everything under way at the end is lost and the job still succeeds (docs/adr/0003).
+processing time while anything is under way, whose callback listens for some milliseconds and hands each outcome on as it comes, and
+which holds the watermark at the earliest event time under way; and one at the end of the global window, which waits for what is
+still under way when the input ends or the job is drained. With the first alone, everything under way at the end is lost and the job
+still succeeds (docs/adr/0003).
 
 A call starts when its event is given a shard, before the runner has moved it to where it is kept (docs/adr/0010).
 """
@@ -23,8 +24,12 @@ from apache_beam.transforms.window import GlobalWindow, GlobalWindows, Timestamp
 from apache_beam.utils.timestamp import Timestamp
 
 from transforms.ask import calls
-from transforms.ask.shard import Entry, MakeCall, Shard
-from transforms.ask.shards import shard_of
+from transforms.ask.bundlewise import AskInBundles
+from transforms.ask.holds import set_timer
+from transforms.ask.outcomes import ANSWERED, FAILED, to_record
+from transforms.ask.shard import Entry, Shard
+from transforms.ask.shards import shard_of, shard_of_key
+from transforms.ask.windows import KeepWindows, RestoreWindows, Second
 from transforms.coders import coder_of
 from transforms.metrics import NAMESPACE, BeamBridge
 from transforms.records import Answer, CallFailure
@@ -37,11 +42,14 @@ DEFAULT_TICK_MS = 20
 DEFAULT_LISTEN_MS = 50
 DEFAULT_MAX_PENDING = 1_000
 
-ANSWERED = "answered"
-FAILED = "failed"
+WATCHDOG_US = 3_000_000
+"""How long at least the watchdog waits for a tick, in microseconds; twice as long at most."""
+
+MODES = ("timers", "bundles")
 
 Ask = Callable[[Any], Question]
 IdOf = Callable[[Any], str]
+OrderKeyOf = Callable[[Any], bytes | None]
 
 
 class Asked(NamedTuple):
@@ -59,7 +67,12 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
 
     `ask` makes the question about a record, `id_of` its id: both must be importable on workers, and give the same for the same
     record, since a call is made again after a restore. The id is the call's `Idempotency-Key`; records with equal ids are
-    asked about separately. Records keep their event time and their windowing. No order is kept.
+    asked about separately. Records keep their event time and their windows. The watermark behind the step waits for what is under way,
+    on runners that know holds.
+
+    With `order_key_of`, records of one key leave in the order in which the step took them; a record whose key is None leaves as
+    soon as it can, as all do without the function. It must not raise. Calls of one key run side by side all the same: an outcome
+    waits for those before it, at most until their deadlines. After a failure records of a key may come again, in order.
 
     `max_pending` bounds the calls without an outcome in one worker process: at it the step takes no further records until one
     is completed. `model.max_in_flight` bounds those on the wire; the others wait in the client. `shards` is fixed for the life
@@ -71,6 +84,9 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
     a time, and then gives way to other shards: for DirectRunner, which would otherwise show the first results with the last.
     Only for runners that fire an event-time timer that is set again at its own time; the others lose what is under way.
 
+    With the mode ``bundles`` the step uses neither state nor timers: each bundle ends with the last of its calls. That is for batches
+    on runners without timers in processing time; it keeps no order, and of the numbers only `max_pending` counts.
+
     Raises ValueError for numbers that make no sense. A call's failure never raises: it is in `Asked.failed`.
     """
 
@@ -80,6 +96,8 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
         ask: Ask,
         id_of: IdOf,
         *,
+        mode: str = "timers",
+        order_key_of: OrderKeyOf | None = None,
         shards: int = DEFAULT_SHARDS,
         tick_ms: int = DEFAULT_TICK_MS,
         listen_ms: int = DEFAULT_LISTEN_MS,
@@ -93,10 +111,16 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
             raise ValueError(f"tick_ms and max_pending must be at least 1, and are {tick_ms} and {max_pending}.")
         if listen_ms < 0:
             raise ValueError(f"listen_ms must not be negative, and is {listen_ms}.")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, and is {mode}.")
+        if mode == "bundles" and order_key_of is not None:
+            raise ValueError("mode bundles keeps no order; use mode timers, or leave order_key_of out.")
         self._step = uuid.uuid4().hex
+        self._mode = mode
         self._model = model
         self._ask = ask
         self._id_of = id_of
+        self._order_key_of = order_key_of
         self._shards = shards
         self._tick_ms = tick_ms
         self._listen_ms = listen_ms
@@ -105,49 +129,69 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
         self._make_caller = make_caller
 
     def expand(self, records: beam.PCollection) -> Asked:
-        """Shards the records, asks, and restores their windowing."""
-        record_type = records.element_type
+        """Shards the records, asks, and restores their windows."""
+        if isinstance(records.windowing.windowfn, GlobalWindows):
+            return self._expand_global(records)
+        return self._expand_windowed(records)
+
+    def _expand_global(self, records: beam.PCollection) -> Asked:
         windowing = records.windowing
-        sharded = (
-            records
-            | "IntoGlobalWindow" >> beam.WindowInto(GlobalWindows())
-            | "Shard" >> beam.ParDo(self._sharder()).with_output_types(beam.typehints.Tuple[bytes, record_type])
+        answered, failed = self._in_global_window(
+            records | "IntoGlobalWindow" >> beam.WindowInto(GlobalWindows()), _same
         )
-        ask = beam.ParDo(
-            _Ask(
-                step=self._step,
-                model=self._model,
-                ask=self._ask,
-                id_of=self._id_of,
-                coder=coder_of(record_type),
-                tick_ms=self._tick_ms,
-                listen_ms=self._listen_ms,
-                max_pending=self._max_pending,
-                end_slice_s=self._end_slice_s,
-                make_caller=self._make_caller,
-            )
-        )
-        # The label under which runners keep the state of a job: it must not follow the name of a class.
-        ask.label = "Calls"
-        outputs = sharded | "Ask" >> ask.with_outputs(FAILED, main=ANSWERED)
-        answered, failed = outputs[ANSWERED], outputs[FAILED]
-        answered.element_type = beam.typehints.Tuple[record_type, Answer]
-        failed.element_type = beam.typehints.Tuple[record_type, CallFailure]
         if not windowing.is_default():
             answered = answered | "RestoreWindowsOfAnswered" >> beam.WindowInto(windowing)
             failed = failed | "RestoreWindowsOfFailed" >> beam.WindowInto(windowing)
         return Asked(answered, failed)
 
-    def _sharder(self) -> beam.DoFn:
-        return _Shard(
-            step=self._step,
-            model=self._model,
-            ask=self._ask,
-            id_of=self._id_of,
-            shards=self._shards,
-            max_pending=self._max_pending,
-            make_caller=self._make_caller,
+    def _expand_windowed(self, records: beam.PCollection) -> Asked:
+        record_type, windowing = records.element_type, records.windowing
+        answered, failed = self._in_global_window(records | "KeepWindows" >> KeepWindows(), Second)
+        answered_type, failed_type = (beam.typehints.Tuple[record_type, outcome] for outcome in (Answer, CallFailure))
+        return Asked(
+            answered | "RestoreAnswered" >> RestoreWindows(windowing, answered_type),
+            failed | "RestoreFailed" >> RestoreWindows(windowing, failed_type),
         )
+
+    def _in_global_window(
+        self, records: beam.PCollection, of: Callable[[Callable[[Any], Any]], Callable[[Any], Any]]
+    ) -> tuple[beam.PCollection, beam.PCollection]:
+        """Shards and asks. `of` makes a function of what comes here from one of the caller's records."""
+        record_type = records.element_type
+        common: dict[str, Any] = {
+            "step": self._step,
+            "model": self._model,
+            "ask": of(self._ask),
+            "id_of": of(self._id_of),
+            "max_pending": self._max_pending,
+            "make_caller": self._make_caller,
+        }
+        if self._mode == "bundles":
+            asking, ask = records, beam.ParDo(AskInBundles(**common))
+        else:
+            common["order_key_of"] = None if self._order_key_of is None else of(self._order_key_of)
+            shard = beam.ParDo(_Shard(shards=self._shards, **common))
+            asking = records | "Shard" >> shard.with_output_types(beam.typehints.Tuple[bytes, record_type])
+            ask = beam.ParDo(
+                _Ask(
+                    coder=coder_of(record_type),
+                    tick_ms=self._tick_ms,
+                    listen_ms=self._listen_ms,
+                    end_slice_s=self._end_slice_s,
+                    **common,
+                )
+            )
+        # The label under which runners keep the state of a job: it must not follow the name of a class.
+        ask.label = "Calls"
+        outputs = asking | "Ask" >> ask.with_outputs(FAILED, main=ANSWERED)
+        answered, failed = outputs[ANSWERED], outputs[FAILED]
+        answered.element_type = beam.typehints.Tuple[record_type, Answer]
+        failed.element_type = beam.typehints.Tuple[record_type, CallFailure]
+        return answered, failed
+
+
+def _same(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return function
 
 
 class _Shard(beam.DoFn):  # type: ignore[misc]
@@ -160,6 +204,7 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
         model: ModelSettings,
         ask: Ask,
         id_of: IdOf,
+        order_key_of: OrderKeyOf | None,
         shards: int,
         max_pending: int,
         make_caller: calls.MakeCaller,
@@ -168,6 +213,7 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
         self._model = model
         self._ask = ask
         self._id_of = id_of
+        self._order_key_of = order_key_of
         self._shards = shards
         self._max_pending = max_pending
         self._make_caller = make_caller
@@ -180,15 +226,21 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
 
     def process(self, record: Any) -> Iterator[tuple[bytes, Any]]:
         event_id = self._id_of(record)
-        shard = self._calls.home(event_id)
-        if shard is None:
-            yield shard_of(event_id, self._shards), record
-            return
-        call = self._call(event_id, record)
+        shard, is_home = self._shard(event_id, record)
+        call = self._call(event_id, record) if is_home else None
         if call is not None:
             wait_below(self._calls, self._max_pending)
             self._calls.start_early(shard, event_id, call)
         yield shard, record
+
+    def _shard(self, event_id: str, record: Any) -> tuple[bytes, bool]:
+        """The shard of a record, and whether it is at home here. With an order to keep, it depends on the order key alone."""
+        order_key = self._order_key_of(record) if self._order_key_of else None
+        if order_key is not None:
+            shard = shard_of_key(order_key, self._shards)
+            return shard, self._calls.is_home(shard)
+        home = self._calls.home(event_id)
+        return (shard_of(event_id, self._shards), False) if home is None else (home, True)
 
     def _call(self, event_id: str, record: Any) -> Call | None:
         try:
@@ -199,8 +251,8 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
 
 
 def wait_below(running: calls.Calls, most: int) -> None:
-    """Waits until fewer than `most` calls are under way: for a completion, never for an emission, which may need this thread."""
-    while running.running >= most:
+    """Waits until fewer than `most` calls are open: for a completion, never for an emission, which may need this thread."""
+    while running.open >= most:
         running.wait_for_completion(running.completed, timeout_s=1.0)
 
 
@@ -214,6 +266,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
     CELL = ReadModifyWriteStateSpec("cell", coders.BytesCoder())
     BAG = BagStateSpec("bag", coders.BytesCoder())
     TICK = TimerSpec("tick", TimeDomain.REAL_TIME)
+    WATCHDOG = TimerSpec("watchdog", TimeDomain.REAL_TIME)
     END = TimerSpec("end", TimeDomain.WATERMARK)
 
     def __init__(
@@ -223,6 +276,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         model: ModelSettings,
         ask: Ask,
         id_of: IdOf,
+        order_key_of: OrderKeyOf | None,
         coder: coders.Coder,
         tick_ms: int,
         listen_ms: int,
@@ -234,6 +288,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         self._model = model
         self._ask = ask
         self._id_of = id_of
+        self._order_key_of = order_key_of
         self._coder = coder
         self._tick_us = tick_ms * 1_000
         self._listen_s = listen_ms / 1_000.0
@@ -269,34 +324,31 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         cell: Any = beam.DoFn.StateParam(CELL),
         bag: Any = beam.DoFn.StateParam(BAG),
         tick: Any = beam.DoFn.TimerParam(TICK),
+        watchdog: Any = beam.DoFn.TimerParam(WATCHDOG),
         end: Any = beam.DoFn.TimerParam(END),
     ) -> Iterator[Any]:
         key, record = element
         event_time = Timestamp.of(timestamp)
         shard = self._touch(key, cell, bag)
-        event_id = self._id_of(record)
-        try:
-            # The call is under way, as a rule, and no question need be made.
-            make_call = self._make_call if shard.has_call(event_id) else _asking(self._ask(record))
-        except Exception as error:  # noqa: BLE001 - one record that cannot be asked about must not stop the stream
-            failure = CallFailure("prompt", f"The question about this record could not be made: {error!r}.")
-            self._failures.inc()
-            yield beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, failure), event_time))
-            return
         shard.take(
             cell,
             bag,
-            event_id,
+            self._id_of(record),
             event_time.micros,
             _deadline_ms(self._calls, self._model),
             self._coder.encode(record),
-            make_call,
+            lambda entry: _call(entry, self._ask(record)),
+            self._order_key_of(record) if self._order_key_of else None,
         )
         if not shard.end_set:
             end.set(GlobalWindow().max_timestamp())
+            shard.mark_end(cell, is_set=True)
         if not shard.tick_set:
-            self._set_tick(shard, tick)
-        shard.mark_timers(cell, tick_set=True, end_set=True)
+            self._set_tick(shard, cell, tick, watchdog)
+        elif event_time.micros < shard.hold_us:
+            # Its time stays: a timer that is moved by each record would never fire.
+            set_timer(tick, shard.tick_us, event_time.micros)
+            shard.mark_tick(cell, shard.tick_us, event_time.micros)
         yield from self._wait_below_bound(shard, cell, bag)
 
     @on_timer(TICK)  # type: ignore[untyped-decorator]
@@ -306,11 +358,28 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         cell: Any = beam.DoFn.StateParam(CELL),
         bag: Any = beam.DoFn.StateParam(BAG),
         tick: Any = beam.DoFn.TimerParam(TICK),
+        watchdog: Any = beam.DoFn.TimerParam(WATCHDOG),
     ) -> Iterator[Any]:
-        """Listens, and hands out each outcome as it comes; listens again in a tick while anything is under way.
+        """Listens, and hands out each outcome as it comes; listens again in a tick while anything is under way."""
+        yield from self._listen(key, cell, bag, tick, watchdog)
 
-        What it gives goes on at once, before the bundle ends. While it listens no record can be taken by this thread; their
-        calls are under way all the same. It stops early where another shard of this thread has something to hand out.
+    @on_timer(WATCHDOG)  # type: ignore[untyped-decorator]
+    def on_watchdog(
+        self,
+        key: Any = beam.DoFn.KeyParam,
+        cell: Any = beam.DoFn.StateParam(CELL),
+        bag: Any = beam.DoFn.StateParam(BAG),
+        tick: Any = beam.DoFn.TimerParam(TICK),
+        watchdog: Any = beam.DoFn.TimerParam(WATCHDOG),
+    ) -> Iterator[Any]:
+        """No tick for so long: it was lost, as some are where Flink stops a job with a savepoint. Does what it would have done."""
+        yield from self._listen(key, cell, bag, tick, watchdog)
+
+    def _listen(self, key: bytes, cell: Any, bag: Any, tick: Any, watchdog: Any) -> Iterator[Any]:
+        """Hands out what comes within `listen_s`.
+
+        What it gives goes on at once, before the bundle ends. While it listens no record can be taken by this thread; their calls
+        are under way all the same. It stops early where another shard of this thread has something to hand out.
         """
         shard = self._touch(key, cell, bag)
         clock = self._calls.clock
@@ -323,8 +392,9 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
                 break
             yield from self._hand_out(shard, cell, bag)
         if shard.pending:
-            self._set_tick(shard, tick)
-        shard.mark_timers(cell, tick_set=bool(shard.pending), end_set=shard.end_set)
+            self._set_tick(shard, cell, tick, watchdog)
+        else:
+            shard.mark_no_tick(cell)
 
     @on_timer(END)  # type: ignore[untyped-decorator]
     def on_end(
@@ -333,6 +403,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         cell: Any = beam.DoFn.StateParam(CELL),
         bag: Any = beam.DoFn.StateParam(BAG),
         tick: Any = beam.DoFn.TimerParam(TICK),
+        watchdog: Any = beam.DoFn.TimerParam(WATCHDOG),
         end: Any = beam.DoFn.TimerParam(END),
     ) -> Iterator[Any]:
         """The input has ended or the job is drained: waits for everything under way. Every call ends by its deadline."""
@@ -352,7 +423,10 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         # A timer that is set holds the watermark, and Flink no longer fires those in processing time once the input has ended:
         # it would wait for this one for ever, in a loop without a pause (ExecutableStageDoFnOperator.flushData).
         tick.clear()
-        shard.mark_timers(cell, tick_set=False, end_set=shard.end_set)
+        watchdog.clear()
+        shard.mark_no_tick(cell)
+        # The job may go on: Flink ends the input of one that it stops with a savepoint, before the savepoint (docs/adr/0013).
+        shard.mark_end(cell, is_set=False)
 
     def _touch(self, key: bytes, cell: Any, bag: Any) -> Shard:
         shard = self._memory.get(key)
@@ -366,18 +440,24 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
     def _new_shard(self, key: bytes) -> Shard:
         return Shard(key, self._calls, self._make_call, self._instance)
 
-    def _set_tick(self, shard: Shard, tick: Any) -> None:
+    def _set_tick(self, shard: Shard, cell: Any, tick: Any, watchdog: Any) -> None:
         # Each tick is a bundle, with a round trip to the runner. While a slow model gives nothing, ticks a tenth of the wait
         # apart cost little, and delay a result by a tenth of what it took, by ten ticks at most.
         delay_us = min(max(1_000, shard.quiet_ms * 100), 10 * self._tick_us)
-        tick.set(Timestamp(micros=self._calls.clock.now_ms() * 1_000 + delay_us))
+        tick_us, hold_us = self._calls.clock.now_ms() * 1_000 + delay_us, shard.oldest_us
+        set_timer(tick, tick_us, hold_us)
+        if shard.watchdog_us < tick_us + WATCHDOG_US:
+            # Always ahead of the ticks, so that it fires only when they do not. It holds nothing: it may outlast what is under way.
+            set_timer(watchdog, tick_us + 2 * WATCHDOG_US, GlobalWindow().max_timestamp().micros)
+            shard.mark_watchdog(cell, tick_us + 2 * WATCHDOG_US)
+        shard.mark_tick(cell, tick_us, hold_us)
 
     def _wait_below_bound(self, shard: Shard, cell: Any, bag: Any) -> Iterator[Any]:
         """Takes no further records at the bound. Waits for a call to complete, never for an emission, which may need this thread."""
-        while self._calls.running >= self._max_pending:
+        while self._calls.open >= self._max_pending:
             seen = self._calls.completed
             yield from self._hand_out(shard, cell, bag)
-            if self._calls.running >= self._max_pending:
+            if self._calls.open >= self._max_pending:
                 self._calls.wait_for_completion(seen, timeout_s=1.0)
 
     def _hand_out(self, shard: Shard, cell: Any, bag: Any) -> Iterable[Any]:
@@ -388,36 +468,15 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         record = self._coder.decode(entry.payload)
         event_time = Timestamp(micros=entry.event_time_us)
         self._requests.inc(outcome.attempts)
-        if outcome.reply is None:
+        made = to_record(outcome, self._model.model, float(self._calls.clock.now_ms() - entry.taken_ms))
+        if isinstance(made, CallFailure):
             self._failures.inc()
-            failure = CallFailure(outcome.error_type or "call", outcome.error_message or "", outcome.attempts)
-            return beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, failure), event_time))
+            return beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, made), event_time))
         self._answers.inc()
-        reply = outcome.reply
-        answer = Answer(
-            text=reply.text,
-            model=reply.model or self._model.model,
-            endpoint=outcome.endpoint or "",
-            finish_reason=reply.finish_reason,
-            attempts=outcome.attempts,
-            prompt_tokens=reply.prompt_tokens or 0,
-            completion_tokens=reply.completion_tokens or 0,
-            model_ms=outcome.model_ms,
-            waited_ms=float(self._calls.clock.now_ms() - entry.taken_ms),
-            role=outcome.role,
-            source=outcome.source,
-            reason=outcome.reason,
-            value=reply.value,
-            first_token_ms=reply.first_token_ms,
-        )
-        return TimestampedValue((record, answer), event_time)
+        return TimestampedValue((record, made), event_time)
 
     def _make_call(self, entry: Entry) -> Call:
         return _call(entry, self._ask(self._coder.decode(entry.payload)))
-
-
-def _asking(question: Question) -> MakeCall:
-    return lambda entry: _call(entry, question)
 
 
 def _call(entry: Entry, question: Question) -> Call:

@@ -181,7 +181,10 @@ class Admission:
         took_s = now_s - permit.began_s
         self._metrics.on_attempt(endpoint.url, kind, took_s)
         output = tokens[1] if tokens else None
-        sample = Sample(now_s, took_s, permit.in_flight, _VERDICTS[kind], output or None)
+        verdict = _VERDICTS[kind]
+        if kind == "throttled" and (retry_after_s or self._quotas[endpoint.url].known):
+            verdict = "cancelled"  # a quota is a rate: it says nothing of how many may be in flight
+        sample = Sample(now_s, took_s, permit.in_flight, verdict, output or None)
         self._limits[endpoint.url].observe(sample)
         self._tell_quota(permit, kind, now_s, tokens, retry_after_s)
         was = endpoint.breaker.state
@@ -251,7 +254,7 @@ class Admission:
         left_out = set(exclude)
         self.blocked, self._quota_wait_s = "endpoints", float("inf")
         while (endpoint := self._choose(now_s, last, left_out)) is not None:
-            if endpoint.outstanding < self._limits[endpoint.url].limit:
+            if self._has_room(endpoint, now_s):
                 reserved = self._quotas[endpoint.url].try_reserve(now_s, self.estimate.corrected(tokens))
                 if isinstance(reserved, Reservation):
                     self._in_flight += 1
@@ -262,6 +265,13 @@ class Admission:
                 self.blocked = "limits"
             left_out.add(endpoint.url)
         return None
+
+    def _has_room(self, endpoint: EndpointState, now_s: float) -> bool:
+        limit = self._limits[endpoint.url]
+        if endpoint.outstanding < limit.limit:
+            return True
+        limit.press(now_s)
+        return endpoint.outstanding < limit.limit
 
     def _choose(self, now_s: float, last: str | None, exclude: Collection[str]) -> EndpointState | None:
         chances = self._clock.random(), self._clock.random()

@@ -132,12 +132,10 @@ class Attempts:
         now_s = self._clock.monotonic_s()
         if sending.deadline_s - now_s <= OVER_S:
             return None
-        if hedge.budget.available(now_s) < 1.0:
-            self._metrics.on_hedge("withheld")
-            return None
         permit = self._admission.try_acquire(sending.request.tokens, {first.endpoint.url})
         if permit is not None and not hedge.try_start(now_s):
             self._admission.end(permit, "cancelled")
+            self._metrics.on_hedge("withheld")
             return None
         if permit is not None:
             self._metrics.on_hedge("sent")

@@ -1,4 +1,7 @@
-"""Where the secret of a model server is found, and the header that carries it. Never the secret itself."""
+"""Where the secret of a model server is found, and the header that carries it. Never the secret itself.
+
+The tokens of Google Cloud expire; `authorized` and `google_tokens` keep them.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +16,54 @@ from transforms.errors import SettingsError
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 
 
+class GoogleAuth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose tokens of Google Cloud are sent: those of the file `credentials_file`, or the application-default credentials.
+
+    `scopes` are those of OAuth 2.0 that the token is for.
+    """
+
+    credentials_file: str | None = None
+    scopes: tuple[str, ...] = ("https://www.googleapis.com/auth/cloud-platform",)
+
+
 class Auth(msgspec.Struct, frozen=True):
     """Where the secret of a model server is found, and the header that carries it.
 
-    Exactly one of `env` (the name of an environment variable) and `file` (a path, such as of a mounted Kubernetes
-    secret). The header is ``{header}: {scheme} {secret}``, or ``{header}: {secret}`` where `scheme` is empty.
+    Exactly one of `env` (the name of an environment variable), `file` (a path, such as of a mounted Kubernetes
+    secret) and `google` (true, or a `GoogleAuth`: access tokens of Google Cloud). The header is
+    ``{header}: {scheme} {secret}``, or ``{header}: {secret}`` where `scheme` is empty.
     """
 
     env: str | None = None
     file: str | None = None
     header: str = "Authorization"
     scheme: str = "Bearer"
+    google: bool | GoogleAuth | None = None
 
     def __post_init__(self) -> None:
         """Raise SettingsError unless exactly one source is named and the header is one."""
-        if bool(self.env) == bool(self.file):
-            raise SettingsError("auth needs exactly one of env (a variable's name) and file (a path).")
+        if bool(self.env) + bool(self.file) + bool(self.google) != 1:
+            raise SettingsError("auth needs exactly one of env (a variable's name), file (a path) and google.")
+        if self.google and (self.header, self.scheme) != ("Authorization", "Bearer"):
+            raise SettingsError("google's tokens are sent as Authorization: Bearer; leave header and scheme out.")
         if not _HEADER_NAME.fullmatch(self.header):
             raise SettingsError("header is not the name of an HTTP header.")
 
-    def read_secret(self) -> str:
-        """Return the secret, without white space around it. To be called on the worker.
+    @property
+    def google_auth(self) -> GoogleAuth | None:
+        """Whose tokens of Google Cloud are sent, None where others are."""
+        if isinstance(self.google, GoogleAuth):
+            return self.google
+        return GoogleAuth() if self.google else None
+
+    def read_secret(self) -> str | None:
+        """Return the secret, without white space around it; None for Google's tokens. To be called on the worker.
 
         Raises:
             SettingsError: it is not there, empty, or cannot stand in a header. The sentence does not hold it.
         """
+        if self.google:
+            return None
         secret = self._raw().strip()
         if not secret:
             raise SettingsError(f"The secret in {self._source()} is empty.")
@@ -64,3 +90,9 @@ class Auth(msgspec.Struct, frozen=True):
 
     def _source(self) -> str:
         return f"The environment variable {self.env}" if self.env else f"The file {self.file}"
+
+
+def refuse_google(auth: Auth | None, what: str) -> None:
+    """Raise SettingsError where `what`, which is no model server, is to be given a token of Google's."""
+    if auth is not None and auth.google:
+        raise SettingsError(f"google's tokens are for model servers; {what} needs env or file under auth.")

@@ -1,7 +1,10 @@
-"""Reading the JSON body of an answer, and the sentences where it cannot be read. For all wire protocols."""
+"""Writing the JSON body of a request, reading that of an answer, and the sentences where it cannot be read. For all wire protocols."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,6 +33,56 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         return decoder.decode(body)
     except _UNREADABLE as error:
         raise BrokenReply(_why(body, error)) from None
+
+
+def encode(value: Any, *, tokens: bool = False) -> bytes:
+    """Return `value` as JSON. With `tokens`, numbers that are not finite are ``NaN``, ``Infinity`` and ``-Infinity``.
+
+    Raises:
+        TypeError, ValueError: something in it has no JSON form: such a number without `tokens`, or half of a surrogate pair.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=tokens, separators=(",", ":")).encode()
+
+
+def decode_tokens(body: bytes) -> Any:
+    """Return `body`, read as JSON in which ``NaN``, ``Infinity`` and ``-Infinity`` may stand for numbers.
+
+    Raises:
+        BrokenReply: it is no JSON in UTF-8.
+    """
+    try:
+        return json.loads(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise BrokenReply(_why(body, error)) from None
+
+
+def with_base64(value: Any) -> Any:
+    """Return `value` with each `bytes` in it as ``{"b64": …}``, as TensorFlow Serving and Vertex AI write binary data."""
+    if isinstance(value, bytes):
+        return {"b64": base64.b64encode(value).decode()}
+    if isinstance(value, dict):
+        return {name: with_base64(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_base64(item) for item in value]
+    return value
+
+
+def without_base64(value: Any) -> Any:
+    """Return `value` with each ``{"b64": …}`` in it as `bytes`.
+
+    Raises:
+        BrokenReply: one is not base64.
+    """
+    if isinstance(value, list):
+        return [without_base64(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"b64"} and isinstance(value["b64"], str):
+        try:
+            return base64.b64decode(value["b64"], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BrokenReply(f"The answer holds binary data that is not base64: {error}.") from None
+    return {name: without_base64(item) for name, item in value.items()}
 
 
 def excerpt_of(failure: Any) -> str:

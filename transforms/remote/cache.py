@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from transforms.errors import CallError, DeadlineExceeded, SettingsError
-from transforms.remote.auth import Auth
+from transforms.remote.auth import Auth, refuse_google
 from transforms.remote.clock import Clock
 
 R = TypeVar("R")
@@ -80,6 +80,7 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True):
         if self.max_entries is not None or self.max_bytes is not None:
             raise SettingsError("max_entries and max_bytes are for backend memory; set maxmemory in the Redis instead.")
         _check_redis_url(self.url)
+        refuse_google(self.auth, "a Redis")
 
 
 def _check_redis_url(url: str) -> None:

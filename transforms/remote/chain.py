@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from transforms.remote import names
 from transforms.remote.client import Client, Outcome, Source
 from transforms.remote.clock import Clock, SystemClock
 from transforms.remote.course import Call
@@ -37,19 +38,23 @@ class Chain:
             self.clients.append(Client(link, self._clock, transport))
             link = link.fallback
         self._fixed = link
+        self.telemetry = self.clients[0].telemetry
+        for client in self.clients[1:]:
+            self.telemetry.include(client.telemetry)
 
     async def call(self, call: Call) -> Outcome:
         """Return the first reply of the chain, or what became of its last call. Raises nothing but CancelledError."""
         began_s = self._clock.monotonic_s()
         attempts, reason = call.attempts, None
         outcome: Outcome | None = None
-        for client in self.clients:
+        for number, client in enumerate(self.clients):
             deadline_ms = call.deadline_ms - round(client.settings.fallback_s * 1000.0)
             before = call.attempts if outcome is None else 0
             outcome = await client.call(msgspec.structs.replace(call, deadline_ms=deadline_ms, attempts=before))
             attempts += outcome.attempts - before
             if outcome.reply is not None:
                 break
+            self._report_fallback(number, outcome)
             reason = f"{outcome.role} gave no reply ({outcome.error_type}): {outcome.error_message}"
         assert outcome is not None, "a chain has a first model"  # noqa: S101 - the constructor sees to it
         total_ms = (self._clock.monotonic_s() - began_s) * 1000.0
@@ -62,6 +67,13 @@ class Chain:
         """Close the connections of every model."""
         for client in self.clients:
             await client.close()
+
+    def _report_fallback(self, number: int, outcome: Outcome) -> None:
+        """Count that a call goes on from this model to what comes after it, if anything does."""
+        later = self.clients[number + 1 :]
+        to = later[0].settings.role if later else _FIXED if self._fixed is not None else None
+        if to is not None:
+            self.telemetry.count(names.FALLBACKS, to=to, reason=outcome.error_type or "")
 
     @staticmethod
     def _fixed_outcome(key: str, fixed: FixedReply, attempts: int, total_ms: float, reason: str | None) -> Outcome:

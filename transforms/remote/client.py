@@ -34,7 +34,8 @@ from transforms.remote.quota import Quota
 from transforms.remote.settings import ModelSettings
 from transforms.remote.shared_quotas import SharedQuotas
 from transforms.remote.telemetry import Telemetry, observe_pool
-from transforms.remote.transport import AiohttpTransport, Transport
+from transforms.remote.transport import Transport
+from transforms.remote.transports import OpenTransport
 
 __all__ = ["Call", "Chat", "Client", "Message", "Outcome", "Reply", "Source"]
 
@@ -80,9 +81,7 @@ class Client:
     def __init__(self, settings: ModelSettings, clock: Clock | None = None, transport: Transport | None = None) -> None:
         self.settings = settings
         self._clock: Clock = clock or SystemClock()
-        self._own: AiohttpTransport | None = None
-        if transport is None:
-            transport = self._own = AiohttpTransport()
+        self._open = OpenTransport(settings, self._clock, transport)
         self._turns = itertools.count()
         self.pool = Pool(settings.endpoints, settings.pool)
         own_loop = isinstance(self._clock, SystemClock)
@@ -99,7 +98,7 @@ class Client:
         self._admission = Admission(
             self._clock, self.pool, settings.max_in_flight, self._limits, self._quotas, self._metrics
         )
-        self._exchange = Exchange(settings, self._clock, transport, self._admission, self._metrics)
+        self._exchange = Exchange(settings, self._clock, self._open.transport, self._admission, self._metrics)
         self._protocol = self._exchange.protocol
         self._hedge = HedgePolicy(settings.hedge) if settings.hedge is not None else None
         self._attempts = Attempts(
@@ -172,8 +171,7 @@ class Client:
             await self._batcher.close()
         if self._cache is not None:
             await self._cache.close()
-        if self._own is not None:
-            await self._own.close()
+        await self._open.close()
 
     def _make_batcher(self) -> Batcher[Course, Reply] | None:
         settings = self.settings.batch

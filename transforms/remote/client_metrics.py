@@ -107,10 +107,6 @@ class ClientMetrics:
         result = {"cache": "hit", "shared": "shared"}.get(source, "miss")
         self.telemetry.count(names.CACHE_REQUESTS, result=result)
 
-    def on_fallback(self, to: str, reason: str) -> None:
-        """A call goes on to another role, or a fixed value, because of an error of this kind."""
-        self.telemetry.count(names.FALLBACKS, to=to, reason=reason)
-
     def show(self, name: names.Instrument, read: Callable[[], float], **labels: str) -> None:
         """Show a number that a policy keeps."""
         self.telemetry.gauge(name, read, **labels)

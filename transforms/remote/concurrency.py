@@ -35,6 +35,9 @@ Netflix's averages are arithmetic; ours are of logarithms. Netflix's ignores dro
 
 ``fixed`` stays at `initial`.
 
+A server whose replies take half a minute says nothing for so long, and a start by rounds would take minutes. So before the first
+result a limit is doubled each second in which somebody waits for it (`press`): a slow server begins with `most` at worst.
+
 Results that are cancelled, or failed for their content, say nothing. The limit is never below `least` or above `most`, and
 where callers do not reach it, it does not grow. Rounds need no timer: a limit moves with the next result.
 
@@ -60,6 +63,8 @@ Verdict = Literal["ok", "throttled", "overloaded", "failed", "cancelled"]
 
 _FEWEST, _ENOUGH, _HEAVIEST = 5, 100, 500
 _FOLLOW = 0.3
+_START_S = 1.0
+_ESTABLISHED = 300
 _GREATEST_SHARE_OF_STEP = 8
 
 
@@ -121,6 +126,9 @@ class Limit(Protocol):
     def limit(self) -> int:
         """The present bound; 1 or more."""
 
+    def press(self, now_s: float) -> None:
+        """Learn that somebody waits because as many requests are in flight as may be."""
+
     def observe(self, sample: Sample) -> None:
         """Learn from the end of one request."""
 
@@ -135,6 +143,9 @@ class FixedLimit:
     def limit(self) -> int:
         """The bound, always the same."""
         return self._limit
+
+    def press(self, now_s: float) -> None:
+        """Learn nothing."""
 
     def observe(self, sample: Sample) -> None:
         """Learn nothing."""
@@ -151,14 +162,21 @@ class AimdLimit:
         self._growth = _Growth(settings)
         self._proof: _Proof | None = None
         self._suspicious = False
+        self._start = _Start()
 
     @property
     def limit(self) -> int:
         """The present bound."""
         return self._limit
 
+    def press(self, now_s: float) -> None:
+        """Before the first result, double the limit each second."""
+        if self._start.doubles(now_s):
+            self._limit = min(self._settings.most, 2 * self._limit)
+
     def observe(self, sample: Sample) -> None:
         """Add a result to the round; at its end, move the limit."""
+        self._start.end(sample.verdict)
         if self._round.add(sample, self._limit):
             self._move(sample.now_s)
             self._round.begin(sample.now_s)
@@ -188,6 +206,8 @@ class AimdLimit:
             return
         if self._proof is None:
             self._proof = _Proof(self._limit, mean, self._growth.state)
+        if not self._proof.settled:
+            self._proof.mean = max(self._proof.mean, mean)  # what a change did may still be on its way
         if self._limit > max(self._settings.least, int(self._proof.limit * self._settings.proof_ratio)):
             self._cut(now_s)
         elif not self._proof.settled:
@@ -215,14 +235,21 @@ class GradientLimit:
         self._round = _Round(settings)
         self._growth = _Growth(settings)
         self._long: float | None = None
+        self._start = _Start()
 
     @property
     def limit(self) -> int:
         """The present bound."""
         return int(self._estimate)
 
+    def press(self, now_s: float) -> None:
+        """Before the first result, double the limit each second."""
+        if self._start.doubles(now_s):
+            self._set(2.0 * self._estimate)
+
     def observe(self, sample: Sample) -> None:
         """Add a result to the round; at its end, move the limit."""
+        self._start.end(sample.verdict)
         if self._round.add(sample, self.limit):
             self._move(sample.now_s)
             self._round.begin(sample.now_s)
@@ -267,6 +294,25 @@ def make_limit(settings: ConcurrencySettings) -> Limit:
         "fixed": FixedLimit,
     }
     return made[settings.algorithm](settings)
+
+
+class _Start:
+    """The time before the first result, in which nothing is known and a limit is doubled each second that somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+        self._over = False
+
+    def doubles(self, now_s: float) -> bool:
+        if self._over:
+            return False
+        if self._since_s is not None and now_s - self._since_s < _START_S:
+            return False
+        first, self._since_s = self._since_s is None, now_s
+        return not first
+
+    def end(self, verdict: Verdict) -> None:
+        self._over = self._over or verdict not in ("cancelled", "failed")
 
 
 class _Round:
@@ -350,7 +396,7 @@ class _Reference:
         self.log_s, self.weight, self._found_at = log_s, min(_HEAVIEST, replies), limit
 
     def follow(self, log_s: float, replies: int, limit: int) -> None:
-        if log_s < self.log_s or limit <= self._found_at or self.weight < _ENOUGH:
+        if log_s < self.log_s or limit <= self._found_at or self.weight < _ESTABLISHED:
             weight = self.weight + replies
             self.set(self.log_s + replies / weight * (log_s - self.log_s), weight, limit)
 

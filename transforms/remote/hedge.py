@@ -1,12 +1,14 @@
 """Hedging: a call that takes unusually long is sent a second time, to another endpoint; the first reply wins.
 
-Formula: the second request leaves after the quantile `percentile` of the latencies of the last `window_s` seconds,
-`least_delay_s` at the soonest. The budget bounds what is spent: over any time at most `budget` · first attempts. The
-two belong together: a lower percentile with the same budget sends second requests for calls that would have ended soon, and
-has none left for those that hang.
+Formula: the second request leaves after ``stretch`` times the quantile `percentile` of the latencies of the last `window_s`
+seconds, `least_delay_s` at the soonest. The budget bounds what is spent: over any time at most `budget` · first attempts.
+``stretch`` fits the two to each other: it begins at 1, grows by a tenth (up to 4) in each second in which the budget had nothing
+left for a call that was due, and shrinks by a hundredth (down to 1) in each other second. So where more calls are late than the
+budget pays for, it is spent on those that are latest. A percentile at the edge of what the budget pays for would fall now among
+the calls that would have ended soon, now among those that hang.
 
-There is no hedging while there are fewer than `least_samples` latencies, for `quiet_s` seconds after a server asked for
-fewer requests, and while the budget is empty.
+There is no hedging while there are fewer than `least_samples` latencies, and for `quiet_s` seconds after a server asked for
+fewer requests.
 
 The latency of a hedged call is that of the event: from the first request to the reply that won. Then the share of calls
 above the delay is what it would be without hedging, and the delay does not run away downwards.
@@ -25,17 +27,18 @@ from transforms.remote.budget import Budget, BudgetSettings
 from transforms.remote.quantiles import SlidingQuantiles
 
 _REFRESH_S = 0.1
+_GROW, _SHRINK_PER_S, _MOST_STRETCH = 1.1, 0.99, 4.0
 
 
 class HedgeSettings(msgspec.Struct, frozen=True):
     """When a second request is sent; see the module for the formula.
 
-    `percentile` is a share, such as 0.95; `budget` the greatest share of extra requests. `window_s` is for both the
+    `percentile` is a share, such as 0.9; `budget` the greatest share of extra requests. `window_s` is for both the
     latencies and the budget.
     """
 
     enabled: bool = True
-    percentile: float = 0.95
+    percentile: float = 0.9
     budget: float = 0.05
     least_delay_s: float = 0.01
     least_samples: int = 50
@@ -67,6 +70,8 @@ class HedgePolicy:
         self._quiet_until_s = float("-inf")
         self._learnt_s: float | None = None
         self._refresh_s = float("-inf")
+        self._stretch = 1.0
+        self._stretched_s = float("-inf")
 
     def on_start(self, now_s: float) -> None:
         """Note a first attempt, which pays into the budget."""
@@ -82,7 +87,7 @@ class HedgePolicy:
 
     def delay_s(self, now_s: float) -> float | None:
         """Return the seconds after which a call sent now is to be hedged, or None where it is not to be."""
-        if not self._may(now_s) or self.budget.available(now_s) < 1.0:
+        if not self._may(now_s):
             return None
         if now_s >= self._refresh_s:
             self._refresh_s = now_s + _REFRESH_S
@@ -91,7 +96,20 @@ class HedgePolicy:
 
     def try_start(self, now_s: float) -> bool:
         """Return whether a second request may be sent now, and take it off the budget where it may."""
-        return self._may(now_s) and self.budget.try_withdraw(now_s)
+        if not self._may(now_s):
+            return False
+        if self.budget.try_withdraw(now_s):
+            return True
+        if now_s >= self._stretched_s + 1.0:
+            self._stretch = min(_MOST_STRETCH, self._stretched(now_s) * _GROW)
+            self._stretched_s = now_s
+        return False
+
+    def _stretched(self, now_s: float) -> float:
+        if self._stretch <= 1.0:
+            return 1.0
+        shrunk: float = self._stretch * _SHRINK_PER_S ** (now_s - self._stretched_s)
+        return max(1.0, shrunk)
 
     def _may(self, now_s: float) -> bool:
         return self.settings.enabled and now_s >= self._quiet_until_s
@@ -101,4 +119,4 @@ class HedgePolicy:
         if self._latencies.count(now_s) < self.settings.least_samples:
             return None
         learnt_s = self._latencies.quantile(now_s, self.settings.percentile)
-        return None if learnt_s is None else max(learnt_s, self.settings.least_delay_s)
+        return None if learnt_s is None else max(learnt_s * self._stretched(now_s), self.settings.least_delay_s)

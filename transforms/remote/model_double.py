@@ -1,4 +1,4 @@
-"""A deterministic stand-in for an OpenAI-compatible model server, on a real socket.
+"""A deterministic stand-in for a model server, on a real socket. It speaks every wire protocol over HTTP (`double_answers`).
 
 In a test::
 
@@ -13,7 +13,7 @@ or as a process of its own, which prints one line when it listens::
 The reply is a pure function of the last user message, the latency one of the request's `Idempotency-Key` and the
 seed: log-normal with `latency_ms` as its median and `sigma` as its shape. `Fault` says what can go wrong.
 
-Beside ``POST /v1/chat/completions`` it serves ``GET /v1/models`` and ``GET /health``, and to be steered from another
+Beside the protocols' own paths it serves ``GET /v1/models`` and ``GET /health``, and to be steered from another
 process ``GET /control/stats`` (see `Stats`), ``POST /control/faults`` (a JSON array of `Fault`),
 ``POST /control/reset`` (forget all counts and faults) and ``POST /control/down?for_s=3`` (nobody listens for so long).
 """
@@ -25,6 +25,7 @@ import asyncio
 import email.utils
 import signal
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -38,6 +39,7 @@ import msgspec
 from aiohttp import web
 
 from transforms.remote.clock import SystemClock
+from transforms.remote.double_answers import GoodAnswer, NoSuchPathError, good_answer, reply_text
 from transforms.remote.loop import new_event_loop
 
 T = TypeVar("T")
@@ -54,6 +56,7 @@ FaultKind = Literal[
     "error-object",
     "redirect",
     "slow",
+    "cut",
 ]
 
 
@@ -66,8 +69,9 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Kinds: ``status`` answers `status`; ``drop`` breaks the connection; ``hang`` never answers; ``truncate`` breaks it
     in the middle of the body; ``garbage`` sends bytes that are not HTTP; ``not-json``, ``not-utf8``, ``no-choices`` and
     ``error-object`` answer 200 with such a body; ``redirect`` answers 307 to another path of this server; ``slow``
-    begins its answer and never ends it. `retry_after` is sent as it is, or `retry_after_date_s` as the HTTP date so
-    many seconds ahead, or `retry_after_ms` as ``retry-after-ms``. `after_ms` is waited first, instead of the latency.
+    begins its answer and never ends it; ``cut`` ends it in its middle, as if it were whole. `retry_after` is sent as it
+    is, or `retry_after_date_s` as the HTTP date so many seconds ahead, or `retry_after_ms` as ``retry-after-ms``.
+    `after_ms` is waited first, instead of the latency.
     """
 
     kind: FaultKind
@@ -105,7 +109,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Stats(msgspec.Struct, frozen=True):
     """What a double has seen: the numbers behind ``/control/stats``.
 
-    `requests` for a chat completion, `answered` of them with a reply, `faults` of them with a fault; `in_flight` now
+    `requests` for a model's answer, `answered` of them with a reply, `faults` of them with a fault; `in_flight` now
     and `most_in_flight` at once; `disconnects`: the client left before the answer was complete; `duplicates`: replies
     to an id that had got one before; `attempts` by id.
     """
@@ -120,23 +124,7 @@ class Stats(msgspec.Struct, frozen=True):
     attempts: dict[str, int]
 
 
-class _ChatMessage(msgspec.Struct):
-    role: str
-    content: str
-
-
-class _ChatRequest(msgspec.Struct):
-    model: str
-    messages: list[_ChatMessage]
-
-
-_requests = msgspec.json.Decoder(_ChatRequest)
 _faults = msgspec.json.Decoder(tuple[Fault, ...])
-
-
-def reply_text(message: str) -> str:
-    """Return the double's reply to a user message: a pure function of it."""
-    return f"Reply {blake2b(message.encode(), digest_size=4).hexdigest()} to: {message[:80]}"
 
 
 def latency_s(seed: int, key: str, median_ms: float, sigma: float) -> float:
@@ -154,7 +142,9 @@ class ModelDouble:
     """A model server in a thread of this process, from ``with`` to its end. All of it may be used from any thread.
 
     `latency_ms` is the median and `sigma` the shape of the log-normal latency; `faults` as `Fault` says; `reply` makes
-    the text; with `token`, requests without ``Authorization: Bearer {token}`` get 401. Port 0 takes any free one.
+    the text (by default `reply_text`, or a value of the JSON schema that a request asks for);
+    with `token`, requests without ``Authorization: Bearer {token}`` get 401. The pieces of a stream come `piece_ms` after
+    each other. With `tls`, the context of a server, it speaks HTTPS. Port 0 takes any free one.
     """
 
     def __init__(
@@ -167,6 +157,8 @@ class ModelDouble:
         reply: Callable[[str], str] = reply_text,
         token: str | None = None,
         host: str = "127.0.0.1",
+        piece_ms: float = 0.0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.host = host
         self.port = port
@@ -176,6 +168,8 @@ class ModelDouble:
         self._sigma = sigma
         self._reply = reply
         self._token = token
+        self._piece_ms = piece_ms
+        self._tls = tls
         self._changed = threading.Condition()
         self._forget()
 
@@ -202,11 +196,11 @@ class ModelDouble:
     @property
     def root_url(self) -> str:
         """The URL under which ``/health`` and ``/control`` are."""
-        return f"http://{self.host}:{self.port}"
+        return f"{'http' if self._tls is None else 'https'}://{self.host}:{self.port}"
 
     @property
     def requests(self) -> int:
-        """The number of requests for a chat completion so far."""
+        """The number of requests for a model's answer so far."""
         return sum(self.attempts.values())
 
     def stats(self) -> Stats:
@@ -259,13 +253,15 @@ class ModelDouble:
 
     async def _start(self) -> None:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{model}", self._health)
+        app.router.add_get("/v2/models/{model}/ready", self._health)
         app.router.add_get("/health", self._health)
         app.router.add_get("/control/stats", self._control_stats)
         app.router.add_post("/control/faults", self._control_faults)
         app.router.add_post("/control/reset", self._control_reset)
         app.router.add_post("/control/down", self._control_down)
+        app.router.add_post("/{path:.*}", self._serve)
         self._site: web.SockSite | None = None
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -282,7 +278,7 @@ class ModelDouble:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((self.host, self.port))
         self.port = sock.getsockname()[1]
-        self._site = web.SockSite(self._runner, sock, backlog=4096)
+        self._site = web.SockSite(self._runner, sock, backlog=4096, ssl_context=self._tls)
         await self._site.start()
 
     async def _close(self) -> None:
@@ -329,8 +325,8 @@ class ModelDouble:
         await clock.sleep(seconds)
         await self._listen()
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        """One chat completion, counted."""
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        """One answer, counted."""
         key = request.headers.get("Idempotency-Key", "")
         self._count(key)
         try:
@@ -355,42 +351,36 @@ class ModelDouble:
         body = await request.read()
         if self._token is not None and request.headers.get("Authorization") != f"Bearer {self._token}":
             return _error(401, "Incorrect API key provided.")
+        headers = {name.lower(): value for name, value in request.headers.items()}
         try:
-            asked = _requests.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return _error(400, str(error))
+            good = good_answer(request.path, headers, body, self._reply)
+        except NoSuchPathError:
+            return _error(404, f"there is no {request.path}")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            return _error(400, f"{type(error).__name__}: {error}")
         for fault in self.faults:
             if fault.fits(self.seed, key, attempt):
                 self._faulty += 1
                 await SystemClock().sleep(fault.after_ms / 1000.0)
-                return await self._fail(request, fault, self._completion(asked))
+                return await self._fail(request, fault, good)
         await SystemClock().sleep(latency_s(self.seed, key, self._latency_ms, self._sigma))
         self._answered[key] += 1
-        return web.Response(body=self._completion(asked), content_type="application/json")
+        if good.pieces:
+            return await self._streamed(request, good, len(good.pieces))
+        return web.Response(body=good.body, content_type=good.content_type, headers=good.headers)
 
-    def _completion(self, asked: _ChatRequest) -> bytes:
-        """The body of a reply."""
-        said = [message.content for message in asked.messages if message.role == "user"]
-        text = self._reply(said[-1] if said else "")
-        prompt_tokens = sum(len(message.content.split()) for message in asked.messages)
-        completion_tokens = len(text.split())
-        return msgspec.json.encode(
-            {
-                "id": f"chatcmpl-{blake2b(text.encode(), digest_size=8).hexdigest()}",
-                "object": "chat.completion",
-                "created": 0,
-                "model": asked.model,
-                "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-                "usage": {
-                    "prompt_tokens": prompt_tokens,
-                    "completion_tokens": completion_tokens,
-                    "total_tokens": prompt_tokens + completion_tokens,
-                },
-            }
-        )
+    async def _streamed(self, request: web.Request, good: GoodAnswer, count: int) -> web.StreamResponse:
+        """Send the first `count` pieces of a stream, and end it."""
+        response = web.StreamResponse(headers={"Content-Type": good.content_type})
+        await response.prepare(request)
+        for piece in good.pieces[:count]:
+            await response.write(piece)
+            await SystemClock().sleep(self._piece_ms / 1000.0)
+        await response.write_eof()
+        return response
 
-    async def _fail(self, request: web.Request, fault: Fault, completion: bytes) -> web.StreamResponse:
-        """Do what `fault` says, to a request whose good answer would be `completion`."""
+    async def _fail(self, request: web.Request, fault: Fault, good: GoodAnswer) -> web.StreamResponse:
+        """Do what `fault` says, to a request whose answer would be `good`."""
         if fault.kind == "status":
             return _error(fault.status, fault.message, fault.headers())
         if fault.kind == "redirect":
@@ -400,14 +390,23 @@ class ModelDouble:
         if fault.kind in ("drop", "garbage"):
             return _broken(request, b"\x00\xff garbage, not HTTP\r\n\r\n" if fault.kind == "garbage" else b"")
         if fault.kind in ("truncate", "slow"):
-            return await _half(request, completion, for_ever=fault.kind == "slow")
+            return await _half(request, good, for_ever=fault.kind == "slow")
+        if fault.kind == "cut":
+            return await self._cut(request, good)
         body = {
-            "not-json": completion[: len(completion) // 2],
-            "not-utf8": completion.replace(b"Reply", b"\xff\xfe"),
+            "not-json": good.body[: len(good.body) // 2],
+            "not-utf8": good.body.replace(b"Reply", b"\xff\xfe") if b"Reply" in good.body else b'"\xff\xfe"',
             "no-choices": b'{"model": "double", "choices": []}',
             "error-object": msgspec.json.encode({"error": {"message": fault.message, "type": "server_error"}}),
         }[fault.kind]
-        return web.Response(body=body, content_type="application/json")
+        if good.pieces and fault.kind in ("no-choices", "error-object"):
+            body = b"data: " + body + b"\n\n"
+        return web.Response(body=body, content_type=good.content_type)
+
+    async def _cut(self, request: web.Request, good: GoodAnswer) -> web.StreamResponse:
+        if good.pieces:
+            return await self._streamed(request, good, len(good.pieces) // 2)
+        return web.Response(body=good.body[: len(good.body) // 2], content_type=good.content_type, headers=good.headers)
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
@@ -428,9 +427,11 @@ def _broken(request: web.Request, last_words: bytes) -> web.StreamResponse:
     return web.Response()
 
 
-async def _half(request: web.Request, body: bytes, for_ever: bool) -> web.StreamResponse:
-    """Send half of `body`, and then break the connection, or nothing more `for_ever`."""
-    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(body))})
+async def _half(request: web.Request, good: GoodAnswer, for_ever: bool) -> web.StreamResponse:
+    """Send half of the answer, and then break the connection, or nothing more `for_ever`."""
+    body = good.body
+    length = {} if good.pieces else {"Content-Length": str(len(body))}
+    response = web.StreamResponse(headers={"Content-Type": good.content_type, **good.headers, **length})
     await response.prepare(request)
     await response.write(body[: len(body) // 2])
     if for_ever:
@@ -448,7 +449,7 @@ def _share(*parts: object) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM."""
-    parser = argparse.ArgumentParser(prog="model_double", description="A deterministic OpenAI-compatible model server.")
+    parser = argparse.ArgumentParser(prog="model_double", description="A deterministic model server.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes any free one")
     parser.add_argument("--latency_ms", type=float, default=0.0, help="median of the log-normal latency, milliseconds")

@@ -15,6 +15,7 @@ from transforms.remote.auth import Auth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
 from transforms.remote.concurrency import ConcurrencySettings
+from transforms.remote.connection import Compression, ProxySettings, TlsSettings
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.pool import PoolSettings
 from transforms.remote.probes import ProbeSettings
@@ -26,8 +27,6 @@ from transforms.remote.streams import StreamSettings
 
 ROLES = ("answer", "sentiment", "score")
 """The roles a model can have in the cases that ship. A model that is another's fallback has any name besides."""
-
-_LATER_AUTH = ("google",)
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -62,6 +61,9 @@ class ModelKeys(msgspec.Struct, frozen=True):
     hedge: Any = None
     cache: Any = None
     probe: Any = None
+    tls: Any = None
+    proxy: Any = None
+    compress: Compression | None = None
     fallback: Any = None
 
 
@@ -72,7 +74,7 @@ def read_models(path: str | Path, roles: Collection[str] = ROLES) -> dict[str, M
 
     Raises:
         SettingsError: the file cannot be read, or holds an unknown key (the sentence names the nearest known one),
-            a key that is not supported yet, a value of the wrong type, or a contradiction. The sentence begins with
+            a value of the wrong type, or a contradiction. The sentence begins with
             the file and the path of the key, such as ``models.answer.retry.max_attempts``.
     """
     place = _Place(str(path))
@@ -140,14 +142,12 @@ def _load(path: Path, place: _Place) -> object:
         raise place.error(f"the file is not YAML: {' '.join(str(error).split())}.") from None
 
 
-def _keys(value: object, known: Iterable[str], place: _Place, later: Collection[str] = ()) -> dict[str, Any]:
+def _keys(value: object, known: Iterable[str], place: _Place) -> dict[str, Any]:
     """`value` as a mapping whose keys are all among `known`, else the error of its place."""
     if not isinstance(value, dict):
         raise place.error(f"must be a mapping of keys to values, not {_kind(value)}.")
     known = tuple(known)
     for key in value:
-        if key in later:
-            raise place.at(key).error("this key is not supported yet; leave it out.")
         if key not in known:
             raise place.at(key).error(f"is not a known key; {nearest(str(key), known)}")
     return value
@@ -160,9 +160,9 @@ def _kind(value: object) -> str:
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-def _section(kind: type[S], value: object, place: _Place, later: Collection[str] = ()) -> S:
+def _section(kind: type[S], value: object, place: _Place) -> S:
     """The section at `place` as a value of `kind`."""
-    keys = _keys(value, kind.__struct_fields__, place, later)
+    keys = _keys(value, kind.__struct_fields__, place)
     try:
         return msgspec.convert(keys, kind)
     except msgspec.ValidationError as error:
@@ -180,7 +180,7 @@ def _model(role: str, by_role: Mapping[str, Any], models: _Place, chain: tuple[s
     limits = Limits() if keys.limits is None else _section(Limits, keys.limits, place.at("limits"))
     endpoints = _endpoints(keys.endpoints, place.at("endpoints"))
     sections: dict[str, Any] = {
-        name: _section(kind, value, place.at(name), _LATER_AUTH if kind is Auth else ())
+        name: _section(kind, value, place.at(name))
         for name, kind in _SECTIONS.items()
         if (value := getattr(keys, name)) is not None
     }
@@ -198,6 +198,8 @@ def _model(role: str, by_role: Mapping[str, Any], models: _Place, chain: tuple[s
             **_limits(limits, place.at("limits")),
             pool=PoolSettings(regions=keys.regions),
             params=keys.params,
+            proxy=_proxy(keys.proxy, place.at("proxy")),
+            compress=keys.compress,
             fallback=fallback,
             **sections,
         )
@@ -227,6 +229,7 @@ _SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "hedge": HedgeSettings,
     "cache": CacheSettings,
     "probe": ProbeSettings,
+    "tls": TlsSettings,
 }
 
 
@@ -244,6 +247,12 @@ def _fallback(
     if value in chain:
         raise place.error(f"names {value}, which falls back to this one; a chain of fallbacks must end.")
     return _model(value, by_role, models, chain)
+
+
+def _proxy(value: object, place: _Place) -> ProxySettings | None:
+    return (
+        None if value is None else _section(ProxySettings, {"url": value} if isinstance(value, str) else value, place)
+    )
 
 
 def _endpoints(value: object, place: _Place) -> tuple[Endpoint, ...]:

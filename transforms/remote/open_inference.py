@@ -15,19 +15,48 @@ Defaults: JSON, all outputs of the model, no version.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
-import numpy as np
 
 from transforms.errors import BrokenReply, Refused
 from transforms.remote.bodies import decode
 from transforms.remote.protocols import ProtocolSettings, Request, read_options, refuse_stream
-from transforms.remote.questions import Question, Reply, Tensor, Tensors
+from transforms.remote.questions import Question, Reply, Tensor
+from transforms.remote.tensors import (
+    DATATYPES,
+    check_received,
+    check_shape,
+    flat,
+    inputs_of,
+    join_rows,
+    json_elements,
+    pack,
+    received,
+    split_rows,
+    unpack,
+    values_of,
+)
+
+__all__ = [
+    "DATATYPES",
+    "HEADER_LENGTH",
+    "SERVER_LIVE_PATH",
+    "SERVER_READY_PATH",
+    "InferReply",
+    "InferenceOptions",
+    "OpenInference",
+    "Tensor",
+    "binary_request",
+    "infer_path",
+    "join_rows",
+    "parse_reply",
+    "ready_path",
+    "request_body",
+    "split_rows",
+]
 
 SERVER_LIVE_PATH = "/v2/health/live"
 """Answers 200 to GET while the server can take requests at all."""
@@ -37,23 +66,6 @@ SERVER_READY_PATH = "/v2/health/ready"
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The HTTP header that says how many bytes of a body are JSON, where binary data follows."""
-
-_BITS = (8, 16, 32, 64)
-_INTEGERS = {
-    **{f"INT{bits}": f"<i{bits // 8}" for bits in _BITS},
-    **{f"UINT{bits}": f"<u{bits // 8}" for bits in _BITS},
-}
-_BOUNDS = {
-    **{f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in _BITS},
-    **{f"UINT{bits}": (0, 2**bits - 1) for bits in _BITS},
-}
-_FLOATS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
-_DTYPES = {"BOOL": "|b1", **_INTEGERS, **_FLOATS}
-
-DATATYPES = frozenset({*_DTYPES, "BYTES"})
-"""The datatypes of the protocol."""
-
-_LENGTH_BYTES = 4
 
 
 class InferReply(msgspec.Struct, frozen=True):
@@ -109,6 +121,7 @@ class OpenInference:
 
     most_items: int | None = None
     samples = False
+    schemes = ("http", "https")
 
     def __init__(self, settings: ProtocolSettings) -> None:
         self._settings = settings
@@ -123,7 +136,7 @@ class OpenInference:
 
     def request(self, questions: Sequence[Question]) -> Request:
         """Return the request; see `WireProtocol.request`."""
-        records = [_inputs(question) for question in questions]
+        records = [inputs_of(question, "open-inference") for question in questions]
         try:
             inputs = join_rows(records)
             if self._options.binary:
@@ -136,9 +149,9 @@ class OpenInference:
     def replies(self, questions: Sequence[Question], headers: Mapping[str, str], body: bytes) -> Sequence[Reply]:
         """Return a reply to each question; see `WireProtocol.replies`."""
         parsed = parse_reply(body, headers)
-        rows = [_inputs(question)[0].shape[0] for question in questions]
+        rows = [inputs_of(question, "open-inference")[0].shape[0] for question in questions]
         model = parsed.model_name
-        return [Reply("", None, model, value=_values(outputs)) for outputs in split_rows(parsed.outputs, rows)]
+        return [Reply("", None, model, value=values_of(outputs)) for outputs in split_rows(parsed.outputs, rows)]
 
     def reader(self) -> None:
         """Return None: there are no streams."""
@@ -146,36 +159,6 @@ class OpenInference:
     def params(self, question: Question) -> Mapping[str, Any]:
         """Return the params of the settings."""
         return self._settings.params
-
-
-def _inputs(question: Question) -> tuple[Tensor, ...]:
-    if not isinstance(question, Tensors):
-        raise Refused(f"open-inference takes tensors; a question of the kind {type(question).__name__} it has not.", 0)
-    if not question.inputs or not question.inputs[0].shape:
-        raise Refused("The question has no tensor, or one without rows.", 0)
-    return question.inputs
-
-
-def _values(outputs: Sequence[Tensor]) -> dict[str, list[Any]]:
-    """The outputs by name, as plain lists: of elements, or of rows where there are further dimensions."""
-    return {output.name: _plain_rows(output) for output in outputs}
-
-
-def _plain_rows(output: Tensor) -> list[Any]:
-    elements = [_plain(element) for element in output.data]
-    width = math.prod(output.shape[1:])
-    if len(output.shape) == 1:
-        return elements
-    return [elements[row * width : (row + 1) * width] for row in range(output.shape[0])]
-
-
-def _plain(element: Any) -> Any:
-    if not isinstance(element, bytes):
-        return element
-    try:
-        return element.decode()
-    except UnicodeDecodeError:
-        return element
 
 
 def infer_path(model: str, version: str | None = None) -> str:
@@ -205,7 +188,7 @@ def request_body(
     Raises:
         TypeError, ValueError: a tensor contradicts its shape or datatype, or has no JSON form.
     """
-    tensors = [{**_described(tensor), "data": _json_data(tensor)} for tensor in inputs]
+    tensors = [{**_described(tensor), "data": json_elements(tensor)} for tensor in inputs]
     return _encoder.encode(_request(tensors, [{"name": name} for name in outputs], id, dict(params or {})))
 
 
@@ -222,7 +205,7 @@ def binary_request(
         TypeError, ValueError: a tensor contradicts its shape or datatype, or a parameter has no JSON form.
     """
     described = [_described(tensor) for tensor in inputs]
-    packed = [_packed(tensor) for tensor in inputs]
+    packed = [pack(tensor) for tensor in inputs]
     tensors = [_sized(one, len(data)) for one, data in zip(described, packed, strict=True)]
     wanted = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
     header = _encoder.encode(_request(tensors, wanted, id, {**(params or {}), "binary_data_output": True}))
@@ -251,52 +234,6 @@ def parse_reply(body: bytes, headers: Mapping[str, str], id: str | None = None) 
     return InferReply(tuple(outputs), parsed.model_name, parsed.model_version, parsed.parameters or {})
 
 
-def join_rows(records: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-    """Return the tensors of one request for many records, joined along the first dimension in the order of `records`.
-
-    Every record has the same tensors in the same order; what is not the first dimension must agree.
-
-    Raises:
-        ValueError: they do not agree, or a tensor has no dimension to join along.
-    """
-    joined = []
-    for column in zip(*records, strict=True):
-        first = column[0]
-        kinds = {(tensor.name, tensor.datatype, tensor.shape[1:], len(tensor.shape) > 0) for tensor in column}
-        if kinds != {(first.name, first.datatype, first.shape[1:], True)}:
-            raise ValueError(f"the tensors {first.name} of the records cannot be joined: they differ, or have no rows")
-        data = [element for tensor in column for element in tensor.data]
-        rows = sum(tensor.shape[0] for tensor in column)
-        joined.append(Tensor(first.name, first.datatype, (rows, *first.shape[1:]), data, first.parameters))
-    return tuple(joined)
-
-
-def split_rows(outputs: Sequence[Tensor], rows: Sequence[int]) -> list[tuple[Tensor, ...]]:
-    """Return the output tensors of each record, where `rows` says how many rows each had in `join_rows`.
-
-    Raises:
-        BrokenReply: an output has not as many rows as the records together.
-    """
-    total = sum(rows)
-    for output in outputs:
-        if not output.shape or output.shape[0] != total:
-            shape = list(output.shape)
-            raise BrokenReply(
-                f"The answer's tensor {output.name} of shape {shape} has not one row for each of {total}."
-            )
-    begins = accumulate(rows, initial=0)
-    return [
-        tuple(_rows(output, begin, begin + count) for output in outputs)
-        for begin, count in zip(begins, rows, strict=False)
-    ]
-
-
-def _rows(tensor: Tensor, begin: int, end: int) -> Tensor:
-    width = math.prod(tensor.shape[1:])
-    data = tensor.data[begin * width : end * width]
-    return Tensor(tensor.name, tensor.datatype, (end - begin, *tensor.shape[1:]), data, tensor.parameters)
-
-
 def _request(
     tensors: list[dict[str, Any]], wanted: list[dict[str, Any]], id_: str | None, params: dict[str, Any]
 ) -> dict[str, Any]:
@@ -310,56 +247,9 @@ def _sized(described: dict[str, Any], size_bytes: int) -> dict[str, Any]:
 
 def _described(tensor: Tensor) -> dict[str, Any]:
     """A tensor without its elements, which are checked to be as many as its shape says."""
-    if tensor.datatype not in DATATYPES:
-        raise ValueError(
-            f"the tensor {tensor.name} has the datatype {tensor.datatype}, which is none of the protocol's"
-        )
-    if any(size < 0 for size in tensor.shape) or math.prod(tensor.shape) != len(tensor.data):
-        shape = list(tensor.shape)
-        raise ValueError(f"the tensor {tensor.name} of shape {shape} has {len(tensor.data)} elements")
+    check_shape(tensor)
     described: dict[str, Any] = {"name": tensor.name, "shape": tensor.shape, "datatype": tensor.datatype}
     return {**described, "parameters": dict(tensor.parameters)} if tensor.parameters else described
-
-
-def _json_data(tensor: Tensor) -> list[Any]:
-    """The elements as JSON takes them; what it would write as something else is refused."""
-    if tensor.datatype == "FP16":
-        raise ValueError(f"the tensor {tensor.name} is FP16, which has no form in JSON; send it as binary data")
-    elements = _elements(tensor)
-    if tensor.datatype == "BYTES":
-        return [element.decode() for element in elements]
-    if tensor.datatype in _FLOATS and not all(map(math.isfinite, elements)):
-        raise ValueError(f"the tensor {tensor.name} holds a number that is not finite; send it as binary data")
-    return elements
-
-
-def _packed(tensor: Tensor) -> bytes:
-    """The elements as binary data."""
-    elements = _elements(tensor)
-    if tensor.datatype == "BYTES":
-        return b"".join(map(_with_length, elements))
-    if tensor.datatype not in _FLOATS:
-        return np.array(elements, dtype=_DTYPES[tensor.datatype]).tobytes()
-    try:
-        with np.errstate(over="raise"):
-            return np.array(elements, dtype=np.float64).astype(_FLOATS[tensor.datatype]).tobytes()
-    except (OverflowError, FloatingPointError):
-        raise ValueError(f"the tensor {tensor.name} holds a number too large for {tensor.datatype}") from None
-
-
-def _elements(tensor: Tensor) -> list[Any]:
-    """The elements of a request's tensor, each of its datatype."""
-    data = tensor.data
-    elements = data.tolist() if isinstance(data, np.ndarray) else list(data)
-    if tensor.datatype == "BYTES":
-        elements = [element.encode() if isinstance(element, str) else element for element in elements]
-    if not all(_fits(element, tensor.datatype) for element in elements):
-        raise ValueError(f"the tensor {tensor.name} has elements that are no {tensor.datatype}")
-    return elements
-
-
-def _with_length(element: bytes) -> bytes:
-    return len(element).to_bytes(_LENGTH_BYTES, "little") + element
 
 
 def _header_length(body: bytes, headers: Mapping[str, str]) -> int:
@@ -374,10 +264,7 @@ def _header_length(body: bytes, headers: Mapping[str, str]) -> int:
 
 def _tensor(output: _Output, data: memoryview) -> tuple[Tensor, memoryview]:
     """An output as a tensor, and the binary data behind its own."""
-    if output.datatype not in DATATYPES:
-        raise BrokenReply(f"The answer's tensor {output.name} has the unknown datatype {output.datatype[:40]}.")
-    if any(size < 0 for size in output.shape):
-        raise BrokenReply(f"The answer's tensor {output.name} has the shape {output.shape}.")
+    check_received(output.name, output.datatype, output.shape)
     parameters = output.parameters or {}
     size = parameters.get("binary_data_size")
     if size is None:
@@ -385,11 +272,9 @@ def _tensor(output: _Output, data: memoryview) -> tuple[Tensor, memoryview]:
     else:
         if type(size) is not int or not 0 <= size <= len(data) or output.data is not None:
             raise BrokenReply(f"The answer's tensor {output.name} says that it has {size} bytes, and has not.")
-        elements, data = _unpacked(output, bytes(data[:size])), data[size:]
+        elements, data = unpack(output.name, output.datatype, bytes(data[:size])), data[size:]
         parameters = {name: value for name, value in parameters.items() if name != "binary_data_size"}
-    if len(elements) != math.prod(output.shape):
-        raise BrokenReply(f"The answer's tensor {output.name} of shape {output.shape} has {len(elements)} elements.")
-    return Tensor(output.name, output.datatype, tuple(output.shape), elements, parameters), data
+    return received(output.name, output.datatype, output.shape, elements, parameters), data
 
 
 def _from_json(output: _Output) -> list[Any]:
@@ -398,54 +283,7 @@ def _from_json(output: _Output) -> list[Any]:
         raise BrokenReply(f"The answer's tensor {output.name} has no data.")
     elements = output.data
     if elements and isinstance(elements[0], list):
-        elements = _flat(elements, output.shape, output.name)
+        elements = flat(elements, output.shape, output.name)
     if output.datatype == "BYTES":
         elements = [element.encode() if isinstance(element, str) else None for element in elements]
-    if not all(_fits(element, output.datatype) for element in elements):
-        raise BrokenReply(f"The answer's tensor {output.name} has elements that are no {output.datatype}.")
-    return [float(element) for element in elements] if output.datatype in _FLOATS else elements
-
-
-def _flat(nested: list[Any], shape: Sequence[int], name: str) -> list[Any]:
-    """The elements of `nested`, whose lists must be as long as `shape` says, all the way down."""
-    level: list[Any] = [nested]
-    for size in shape:
-        if not all(isinstance(part, list) and len(part) == size for part in level):
-            raise BrokenReply(f"The answer's tensor {name} is not nested as its shape {list(shape)} says.")
-        level = [element for part in level for element in part]
-    return level
-
-
-def _fits(element: Any, datatype: str) -> bool:
-    """Whether an element is of the datatype. Nothing is coerced but int to float."""
-    if datatype == "BYTES":
-        return isinstance(element, bytes)
-    if datatype == "BOOL":
-        return isinstance(element, bool)
-    if datatype in _BOUNDS:
-        least, greatest = _BOUNDS[datatype]
-        return type(element) is int and least <= element <= greatest
-    return type(element) in (int, float)
-
-
-def _unpacked(output: _Output, data: bytes) -> list[Any]:
-    """The elements that `data`, the tensor's own binary data, holds."""
-    if output.datatype == "BYTES":
-        return _strings(output.name, data)
-    dtype = np.dtype(_DTYPES[output.datatype])
-    if len(data) % dtype.itemsize or (output.datatype == "BOOL" and data.strip(b"\0\1")):
-        raise BrokenReply(f"The answer's tensor {output.name} has {len(data)} bytes that are no {output.datatype}.")
-    elements: list[Any] = np.frombuffer(data, dtype).tolist()
-    return elements
-
-
-def _strings(name: str, data: bytes) -> list[bytes]:
-    """The elements of BYTES in binary: each behind its length."""
-    elements, at = [], 0
-    while at < len(data):
-        begin = at + _LENGTH_BYTES
-        at = begin + int.from_bytes(data[at:begin], "little")
-        if begin > len(data) or at > len(data):
-            raise BrokenReply(f"The answer's tensor {name} has an element that is cut.")
-        elements.append(data[begin:at])
     return elements

@@ -69,6 +69,7 @@ class OpenAIChat:
 
     most_items: int | None = 1
     samples = True
+    schemes = ("http", "https")
     probe_path: str | None = None
 
     def __init__(self, settings: ProtocolSettings) -> None:

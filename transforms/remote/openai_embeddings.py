@@ -74,6 +74,7 @@ class OpenAIEmbeddings:
 
     most_items: int | None = None
     samples = False
+    schemes = ("http", "https")
     probe_path: str | None = None
 
     def __init__(self, settings: ProtocolSettings) -> None:

@@ -27,7 +27,7 @@ from transforms.errors import SettingsError
 from transforms.remote import names
 from transforms.remote.clock import Clock
 from transforms.remote.names import Instrument
-from transforms.remote.telemetry import Distribution, Recent, Series, Snapshot, Telemetry
+from transforms.remote.telemetry import Distribution, Recent, Series, Snapshot, Telemetry, merged
 
 HOST = "127.0.0.1"
 """Where the page is served unless the address says otherwise: this machine alone sees it."""
@@ -77,21 +77,6 @@ class Page(Collector):
             recent = self._recent.add(self._clock.monotonic_s(), shown.histograms)
         for instrument in names.INSTRUMENTS:
             yield from _families(instrument, shown, recent)
-
-
-def merged(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Return the snapshots of several clients as one: what has equal labels is added up."""
-    counters: dict[Series, float] = {}
-    gauges: dict[Series, float] = {}
-    histograms: dict[Series, Distribution] = {}
-    for snapshot in snapshots:
-        for sums, values in ((counters, snapshot.counters), (gauges, snapshot.gauges)):
-            for series, value in values.items():
-                sums[series] = sums.get(series, 0) + value
-        for series, distribution in snapshot.histograms.items():
-            known = histograms.get(series)
-            histograms[series] = known.plus(distribution) if known else distribution
-    return Snapshot(counters, gauges, histograms)
 
 
 def _families(

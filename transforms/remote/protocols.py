@@ -54,11 +54,12 @@ class WireProtocol(Protocol):
     """A protocol, made for one model.
 
     `most_items` is how many questions one request may hold, None for any number. `samples` says that equal questions may get
-    different answers unless the params forbid it (`cache.cacheable`).
+    different answers unless the params forbid it (`cache.cacheable`). `schemes` are those of the URLs of its endpoints.
     """
 
     most_items: int | None
     samples: bool
+    schemes: tuple[str, ...]
 
     @property
     def probe_path(self) -> str | None:
@@ -76,6 +77,7 @@ class WireProtocol(Protocol):
 
         Raises:
             BrokenReply: the answer does not follow the protocol.
+            Refused: it says that this question will never be answered.
         """
 
     def reader(self) -> StreamReader | None:
@@ -98,6 +100,11 @@ _makers: Mapping[str, str] = {
     "openai-chat": "transforms.remote.openai_chat:OpenAIChat",
     "openai-embeddings": "transforms.remote.openai_embeddings:OpenAIEmbeddings",
     "open-inference": "transforms.remote.open_inference:OpenInference",
+    "open-inference-grpc": "transforms.remote.open_inference_grpc:OpenInferenceGrpc",
+    "tensorflow-serving": "transforms.remote.tensorflow_serving:TensorFlowServing",
+    "vertex": "transforms.remote.vertex:Vertex",
+    "gemini": "transforms.remote.gemini:Gemini",
+    "http-json": "transforms.remote.http_json:HttpJson",
 }
 
 PROTOCOLS = tuple(_makers)

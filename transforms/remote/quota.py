@@ -131,6 +131,11 @@ class Quota:
         """This process's part of the quota."""
         return self._share
 
+    @property
+    def known(self) -> bool:
+        """Whether a limit is configured, or the server has named one."""
+        return self._requests.known or self._tokens.known
+
     def set_share(self, now_s: float, share: float) -> None:
         """Have another part of the quota from now on, 0 to 1, as one that is leased from time to time.
 
@@ -206,7 +211,7 @@ class Quota:
 
     def _doubts(self, now_s: float) -> bool:
         """Whether 429s say more than the limits that are known: there is none, or it lets too much through."""
-        if not self._requests.known and not self._tokens.known:
+        if not self.known:
             return True
         if self._throttled.total(now_s) > max(2.0, _DOUBT_SHARE * self._sent.total(now_s)):
             self._doubt_until_s = now_s + _DOUBT_S
@@ -218,7 +223,7 @@ class Quota:
         return min(wait_s, _SETTLES_SOON_S) if self.counts.outstanding[0] else wait_s
 
     def _learnt_wait_s(self, now_s: float) -> float:
-        if (self._requests.known or self._tokens.known) and now_s >= self._doubt_until_s:
+        if self.known and now_s >= self._doubt_until_s:
             return 0.0
         per_s = self._rate.per_s(now_s)
         return self._learnt.wait_s(now_s, 1.0, per_s, max(1.0, per_s * _LEARNT_BURST_S)) if per_s < math.inf else 0.0

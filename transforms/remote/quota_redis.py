@@ -32,7 +32,7 @@ import msgspec
 
 from transforms.errors import SettingsError
 from transforms.remote import ranges
-from transforms.remote.auth import Auth
+from transforms.remote.auth import Auth, refuse_google
 from transforms.remote.clock import Clock
 from transforms.remote.quota import Quota
 
@@ -95,6 +95,7 @@ class SharedQuotaSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(
                 "name of a shared quota must not be empty and has no braces; all who share it use the same."
             )
+        refuse_google(self.auth, "a Redis")
         ranges.positive(period_s=self.period_s, timeout_ms=self.timeout_ms, fallback_s=self.fallback_s)
         ranges.rising(period_s=self.period_s, fallback_s=self.fallback_s)
         ranges.rising(timeout_ms=self.timeout_ms, period_ms=self.period_s * 1000.0)

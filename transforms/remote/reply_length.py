@@ -5,12 +5,12 @@ A language model server reads the prompt once and then makes the reply token by 
     rtt ≈ a + b · output tokens           (a: network, queue and prefill; b: time per output token)
 
 Load multiplies both (continuous batching shares one machine among all). What is learnt here is only their proportion. With
-T the tokens of the first reply, and α the share of a in a + b·T::
+T the tokens of the first reply, and f the share of a in a + b·T::
 
-    comparable(rtt, tokens) = rtt / (α + (1 - α) · tokens / T)
+    comparable(rtt, tokens) = rtt / (f + (1 - f) · tokens / T)
 
 that is: what a reply of T tokens would have taken. T never changes, or a change of the mix of lengths would look like load.
-α follows from least squares over about the last `memory` replies, older ones fading (exponential weights); it is 0.5 until
+f follows from least squares over about the last `memory` replies, older ones fading (exponential weights); it is 0.5 until
 two lengths were seen, which bounds the error of the guess.
 
 Limits: load that lengthens a alone (a queue before the server) or b alone (decoding) is seen in proportion to its share.
@@ -25,7 +25,7 @@ from __future__ import annotations
 _MEMORY = 300
 _GUESS = 0.5
 _LEAST_SPREAD = 0.01
-"""Below this variance of tokens / T all replies are as long as each other, and α does not matter."""
+"""Below this variance of tokens / T all replies are as long as each other, and f does not matter."""
 
 
 class ReplyLength:
@@ -41,7 +41,7 @@ class ReplyLength:
 
     @property
     def fixed_share(self) -> float:
-        """α: the share of a reply of typical length that does not depend on its length."""
+        """f: the share of a reply of typical length that does not depend on its length."""
         return self._share
 
     def comparable_s(self, rtt_s: float, output_tokens: int | None) -> float:

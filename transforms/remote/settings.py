@@ -17,6 +17,7 @@ from transforms.remote.auth import Auth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
 from transforms.remote.concurrency import ConcurrencySettings
+from transforms.remote.connection import Compression, ProxySettings, TlsSettings
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.pool import Pool, PoolSettings
 from transforms.remote.probes import ProbeSettings
@@ -24,6 +25,9 @@ from transforms.remote.protocols import ProtocolSettings, WireProtocol, make_pro
 from transforms.remote.quota import QuotaSettings
 from transforms.remote.quota_redis import SharedQuotaSettings
 from transforms.remote.streams import StreamSettings
+
+_GRPC = ("grpc", "grpcs")
+_SCHEMES = ("http", "https", *_GRPC)
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -37,7 +41,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     region: str = ""
 
     def __post_init__(self) -> None:
-        """Raise SettingsError for a URL that is not http or https, has no host, or holds more than a base."""
+        """Raise SettingsError for a URL of no known scheme, without a host, or that holds more than a base."""
         parts = _split(self.url)
         if parts.username is not None or parts.password is not None:
             raise SettingsError("url holds a user name or password; name the secret under auth instead.")
@@ -85,12 +89,14 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `timeout_s` bounds one attempt, `deadline_s` everything done for one event (who makes the calls turns it into
     `Call.deadline_ms`), `max_in_flight` the requests under way in one worker process; how many of them each endpoint bears is found
-    out (`concurrency`). `quota` holds for each endpoint, and may be shared over a Redis (`shared_quota`). `params` are further fields of each
+    out (`concurrency`). `quota` holds for each endpoint, and may be shared over a Redis (`shared_quota`).
+    `params` are further fields of each
     request's body, such as ``max_tokens``; `options` are the protocol's own.
 
     Where `batch` is None each event is a request, where `stream` is None replies come as a whole, where `hedge` is None no
     request is sent a second time, where `cache` is None no reply is kept, where `probe` is None no endpoint is probed.
-    `fallback` is asked when this model gave no reply; it is left its `timeout_s` of the event's time.
+    `tls` and `proxy` say how connections are made, `compress` how bodies of requests are compressed. `fallback` is asked when
+    this model gave no reply; it is left its `timeout_s` of the event's time.
     """
 
     role: str
@@ -113,6 +119,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     hedge: HedgeSettings | None = None
     cache: CacheSettings | None = None
     probe: ProbeSettings | None = None
+    tls: TlsSettings | None = None
+    proxy: ProxySettings | None = None
+    compress: Compression | None = None
     fallback: ModelSettings | FixedReply | None = None
 
     def __post_init__(self) -> None:
@@ -132,6 +141,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
                 f"timeout_s ({self.timeout_s:g}, one attempt) is greater than deadline_s ({self.deadline_s:g}, all)."
             )
         protocol = self.make_protocol()
+        self._check_schemes(protocol.schemes)
         if self.batch is not None and protocol.most_items == 1:
             raise SettingsError(f"protocol {self.protocol} takes one question in a request; leave batch out.")
         if self.probe is not None and self.probe.path is None and protocol.probe_path is None:
@@ -143,6 +153,16 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
                 f"the fallbacks are left {self.fallback_s:g} s (their timeout_s), and deadline_s is {self.deadline_s:g}; "
                 "make the first shorter or the second longer."
             )
+
+    def _check_schemes(self, schemes: tuple[str, ...]) -> None:
+        """Refuse URLs that are not the protocol's, and what gRPC has not."""
+        for endpoint in self.endpoints:
+            if endpoint.url.partition(":")[0].lower() not in schemes:
+                raise SettingsError(f"protocol {self.protocol} needs endpoints that begin with {schemes[0]}://.")
+        if schemes == _GRPC and self.tls is not None and not self.tls.verify:
+            raise SettingsError("verify: false is not to be had with gRPC; name the server's authority as ca_file.")
+        if schemes == _GRPC and self.proxy is not None and self.proxy.url != "env":
+            raise SettingsError("with gRPC proxy may only be env.")
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -181,12 +201,14 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _split(url: str) -> Any:
-    """The parts of a URL that is http or https and has a host, else SettingsError, which does not repeat it."""
+    """The parts of a URL that has a known scheme and a host, else SettingsError, which does not repeat it."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise SettingsError("url is not a URL; write it like http://host:8000/v1.") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or url != url.strip():
-        raise SettingsError("url is not an http or https URL; write it like http://host:8000/v1.")
+    if parts.scheme not in _SCHEMES or not parts.hostname or port == 0 or url != url.strip():
+        raise SettingsError("url is not an http, https, grpc or grpcs URL; write it like http://host:8000/v1.")
+    if parts.scheme in _GRPC and parts.path.strip("/"):
+        raise SettingsError("url of a gRPC server is host and port alone, like grpc://host:8001.")
     return parts

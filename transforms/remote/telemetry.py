@@ -214,6 +214,7 @@ class Telemetry:
         self._histograms: dict[Series, Histogram] = {}
         self._readers: dict[Series, tuple[Counter | Gauge, Reader]] = {}
         self._said: set[Series] = set()
+        self._parts: list[Telemetry] = []
 
     def counter(self, instrument: Instrument, **labels: str) -> Counter:
         """Return the counter with these labels, to be kept; the dots of their names are written as underscores."""
@@ -243,6 +244,10 @@ class Telemetry:
         """Add to a histogram whose labels are known only now; a bound one is cheaper."""
         self.histogram(instrument, **labels).record(value)
 
+    def include(self, part: Telemetry) -> None:
+        """Report what `part` reports too: the telemetry of another role that this one calls."""
+        self._parts.append(part)
+
     def snapshot(self, *, bins: bool = True) -> Snapshot:
         """Return every value; without `bins` of histograms the counts and sums alone. From any thread.
 
@@ -251,11 +256,12 @@ class Telemetry:
         with self._lock:
             counters, gauges = list(self._counters.items()), list(self._gauges.items())
             histograms = list(self._histograms.items())
-        return Snapshot(
+        own = Snapshot(
             {series: counter.value for series, counter in counters},
             {series: gauge.value for series, gauge in gauges},
             {series: histogram.read(bins=bins) for series, histogram in histograms},
         )
+        return merged([own, *(part.snapshot(bins=bins) for part in self._parts)]) if self._parts else own
 
     def deltas_since(self, earlier: Snapshot) -> tuple[Snapshot, Snapshot]:
         """Return the snapshot of now, and what it has more than an `earlier` one of the same telemetry."""
@@ -281,6 +287,8 @@ class Telemetry:
             done.wait(wait_s)
 
     def _read_all(self) -> None:
+        for part in self._parts:
+            part._read_all()  # noqa: SLF001 - another of the same class
         for series, (bound, read) in list(self._readers.items()):
             try:
                 bound.value = read()
@@ -330,6 +338,21 @@ class Telemetry:
 
     def _constant_values(self, instrument: Instrument) -> tuple[str, ...]:
         return tuple(self._constants[label] for label in instrument.constants)
+
+
+def merged(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Return several snapshots as one: what has equal labels is added up."""
+    counters: dict[Series, float] = {}
+    gauges: dict[Series, float] = {}
+    histograms: dict[Series, Distribution] = {}
+    for snapshot in snapshots:
+        for sums, values in ((counters, snapshot.counters), (gauges, snapshot.gauges)):
+            for series, value in values.items():
+                sums[series] = sums.get(series, 0) + value
+        for series, distribution in snapshot.histograms.items():
+            known = histograms.get(series)
+            histograms[series] = known.plus(distribution) if known else distribution
+    return Snapshot(counters, gauges, histograms)
 
 
 class Recent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -11,8 +12,12 @@ from typing import Protocol
 import aiohttp
 
 from transforms.errors import BrokenReply, TimedOut, Transient, Unreachable
+from transforms.remote.connection import Compression, ProxySettings, TlsSettings
 
 LARGEST_REPLY_BYTES = 16 * 1024 * 1024
+
+COMPRESSED_FROM_BYTES = 1024
+"""Smaller bodies are not worth the time, and fit into one packet anyway."""
 
 Answer = tuple[int, Mapping[str, str], bytes]
 """An HTTP answer: status, headers, body."""
@@ -56,22 +61,42 @@ class Transport(Protocol):
 class AiohttpTransport:
     """The real transport: one session with connections kept alive, made at the first request.
 
-    Redirects are not followed, cookies not kept, proxies of the environment not used unless `trust_env`. There is no
+    Redirects are not followed, cookies not kept, proxies of the environment not used unless `proxy` says so. With `compress`,
+    bodies from `COMPRESSED_FROM_BYTES` on are sent compressed; answers are unpacked in any case. There is no
     bound on connections here: the client bounds the calls in flight. An answer's body, unpacked, may have
-    `largest_reply_bytes`. Use it on one event loop.
+    `largest_reply_bytes`. Use it on one event loop. Making it reads the files and secrets that `tls` and `proxy` name.
+
+    Raises:
+        SettingsError: one cannot be read, or is not what it should be.
     """
 
-    def __init__(self, trust_env: bool = False, largest_reply_bytes: int = LARGEST_REPLY_BYTES) -> None:
-        self._trust_env = trust_env
+    def __init__(
+        self,
+        largest_reply_bytes: int = LARGEST_REPLY_BYTES,
+        tls: TlsSettings | None = None,
+        proxy: ProxySettings | None = None,
+        compress: Compression | None = None,
+    ) -> None:
+        self._trust_env = proxy is not None and proxy.url == "env"
+        self._ssl = True if tls is None else tls.context()
+        self._proxy = None if proxy is None or self._trust_env else proxy.url
+        password = proxy.auth.read_secret() if proxy is not None and proxy.auth is not None else None
+        self._proxy_headers: dict[str, str] | None = None
+        if proxy is not None and password is not None:
+            self._proxy_headers = {"Proxy-Authorization": aiohttp.encode_basic_auth(proxy.user, password)}
+        self._compress = compress is not None
         self._largest = largest_reply_bytes
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
         """Send one POST; see `Transport.post`."""
         session = self._session or self._open()
+        body, headers = self._packed(body, self._told(url, headers))
         try:
             async with asyncio.timeout(timeout_s):
-                async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                async with session.post(
+                    url, data=body, headers=headers, allow_redirects=False, proxy_headers=self._proxy_headers
+                ) as response:
                     return response.status, response.headers, await self._body(response, url)
         except TimeoutError:
             raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.") from None
@@ -84,9 +109,12 @@ class AiohttpTransport:
     ) -> AsyncIterator[Opened]:
         """Send one POST and give the answer piece by piece; see `Transport.stream`."""
         session = self._session or self._open()
+        body, headers = self._packed(body, self._told(url, headers))
         try:
             async with asyncio.timeout(timeout_s):
-                async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                async with session.post(
+                    url, data=body, headers=headers, allow_redirects=False, proxy_headers=self._proxy_headers
+                ) as response:
                     try:
                         yield response.status, response.headers, self._pieces(response, url)
                     finally:
@@ -101,7 +129,9 @@ class AiohttpTransport:
         session = self._session or self._open()
         try:
             async with asyncio.timeout(timeout_s):
-                async with session.get(url, headers=headers, allow_redirects=False) as response:
+                async with session.get(
+                    url, headers=self._told(url, headers), allow_redirects=False, proxy_headers=self._proxy_headers
+                ) as response:
                     return response.status, response.headers, await self._body(response, url)
         except TimeoutError:
             raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.") from None
@@ -116,13 +146,26 @@ class AiohttpTransport:
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             headers={"User-Agent": "farcall"},
             trust_env=self._trust_env,
+            proxy=self._proxy,
         )
         return self._session
+
+    def _told(self, url: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """The headers of a request, with those for the proxy where it is the proxy that reads them: in plain HTTP."""
+        if self._proxy_headers is None or not url.startswith("http:"):
+            return headers
+        return {**headers, **self._proxy_headers}
+
+    def _packed(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
+        """The body and the headers as they are sent."""
+        if not self._compress or len(body) < COMPRESSED_FROM_BYTES:
+            return body, headers
+        return gzip.compress(body, compresslevel=6, mtime=0), {**headers, "Content-Encoding": "gzip"}
 
     async def _body(self, response: aiohttp.ClientResponse, url: str) -> bytes:
         """Read the body, and no more of it than the bound; leaving early closes the connection."""
@@ -140,6 +183,11 @@ class AiohttpTransport:
 
 def _translated(error: aiohttp.ClientError | OSError, url: str) -> Transient:
     """The error of the network or of aiohttp, in this project's terms. Its text never holds request headers."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        why = error.certificate_error
+        return NotConnected(f"No connection to {url} could be made: its certificate is not trusted ({why}).")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return NotConnected(f"No connection to {url} could be made: the proxy answered {error.status}.")
     if isinstance(error, aiohttp.ClientConnectorError):
         return NotConnected(f"No connection to {url} could be made ({error.os_error}); is the server up?")
     if isinstance(error, aiohttp.ClientResponseError):

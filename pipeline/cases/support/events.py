@@ -74,7 +74,8 @@ class SupportEvent(msgspec.Struct, frozen=True, array_like=True):
 
     `text` is what the customer said, as it goes to the model; of a call, what both sides said, a line per turn. `at_ms`
     is the event's own time in Unix milliseconds. `subject` and `attachments` come with e-mails, `turns` with calls.
-    `source` is the record as it came in.
+    `source` is the record as it came in. `message_id`, `references`, `sender` and `sender_name` are an e-mail's, as `mail.Mail`
+    has them.
     """
 
     id: str
@@ -86,6 +87,10 @@ class SupportEvent(msgspec.Struct, frozen=True, array_like=True):
     subject: str | None = None
     turns: tuple[Turn, ...] = ()
     attachments: tuple[Attachment, ...] = ()
+    message_id: str | None = None
+    references: tuple[str, ...] = ()
+    sender: str | None = None
+    sender_name: str | None = None
 
 
 def parse_event(record: SourceRecord) -> SupportEvent:
@@ -105,7 +110,18 @@ def parse_event(record: SourceRecord) -> SupportEvent:
         mail = read_mail(_string(fields, "raw"))
         text = _readable(mail.text, "the e-mail in `raw` has no text of its own, in no part and no subject")
         return SupportEvent(
-            event_id, channel, customer_id, at_ms, text, record, subject=mail.subject, attachments=mail.attachments
+            event_id,
+            channel,
+            customer_id,
+            at_ms,
+            text,
+            record,
+            subject=mail.subject,
+            attachments=mail.attachments,
+            message_id=mail.message_id,
+            references=mail.references,
+            sender=mail.sender,
+            sender_name=mail.sender_name,
         )
     turns = read_transcript(_string(fields, "vtt"))
     text = _readable(as_text(turns), "no cue of the transcript in `vtt` holds a word")

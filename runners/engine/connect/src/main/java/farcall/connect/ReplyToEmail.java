@@ -16,8 +16,8 @@ import org.apache.kafka.connect.transforms.Transformation;
 /**
  * A reply of the support case as what a mail endpoint sends: the text as the body, To, Subject, In-Reply-To and References as headers.
  *
- * <p>The customer's id must be an address, as {@link EmailToEvent} makes it. A subject of the reply's own stands; else it is the
- * setting {@code subject}. The other headers of the record stay behind: mail is no place for them.
+ * <p>The customer's id must be an address, as {@link EmailToEvent} makes it. The reply's own headers stand; without them the subject is
+ * the setting {@code subject}, and the thread is that of the id. The other headers of the record stay behind: mail is no place for them.
  */
 public final class ReplyToEmail<R extends ConnectRecord<R>> implements Transformation<R> {
   private static final ObjectMapper JSON = new ObjectMapper();
@@ -41,11 +41,15 @@ public final class ReplyToEmail<R extends ConnectRecord<R>> implements Transform
     }
     ConnectHeaders headers = new ConnectHeaders();
     headers.addString("To", to);
-    headers.addString("Subject", oneLine(reply.path("subject").asText(subject)));
+    JsonNode own = reply.path("headers");
+    headers.addString("Subject", oneLine(own.path("Subject").asText(subject)));
     String id = reply.path("id").asText();
-    if (id.matches("[^@\\s<>]+@[^@\\s<>]+")) {
-      headers.addString("In-Reply-To", "<" + id + ">");
-      headers.addString("References", "<" + id + ">");
+    String thread = id.matches("[^@\\s<>]+@[^@\\s<>]+") ? "<" + id + ">" : "";
+    for (String name : new String[] {"In-Reply-To", "References"}) {
+      String value = oneLine(own.path(name).asText(thread));
+      if (!value.isEmpty()) {
+        headers.addString(name, value);
+      }
     }
     return record.newRecord(
         record.topic(),
