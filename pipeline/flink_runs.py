@@ -31,6 +31,7 @@ from runners.local.stack import Stack
 from runners.runner import value_of
 from transforms import files, kafka
 from transforms.errors import SettingsError
+from transforms.formats.codec import Encode
 from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.remote.settings import ModelSettings
 
@@ -146,7 +147,7 @@ class _Job:
     ) -> None:
         self._engine = engine
         self._settings = settings
-        self._case: Case = case_named(settings.case)
+        self._case: Case = runs.case_of(settings)
         self._console = console
         self._stop = stop
         self._feeds = feed_samples
@@ -220,7 +221,9 @@ class _Job:
         self._stop.on_drain(self._drain)
         if self._feeds:
             assert isinstance(self._settings.input, Kafka)  # noqa: S101 - only the local run feeds
-            fed = feed.feed(self._case.samples, self._settings.input.servers, self._case.input_topic)
+            topic, formats = self._case.input_topic, self._settings.formats
+            encode = Encode({topic: formats[topic]} if topic in formats else {})
+            fed = feed.feed(self._case.samples, self._settings.input.servers, topic, encode)
             self._console.print(
                 f"events  {fed.records} samples fed into {self._case.input_topic} at {self._settings.input.servers}"
             )

@@ -24,6 +24,7 @@ from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS, MODES
 from transforms.enrich.database import DatabaseSettings
 from transforms.enrich.lookups import LookupSettings
 from transforms.errors import SettingsError
+from transforms.formats.settings import check_topics, read_formats
 from transforms.remote.models_file import read_models
 from transforms.remote.prometheus import PORTS, parse_address
 from transforms.remote.settings import ModelSettings
@@ -94,6 +95,11 @@ def parser() -> argparse.ArgumentParser:
         help="YAML: consumer and producer settings by Kafka's names, under common, consumer, producer",
     )
     add("--topics", metavar="FILE", help="YAML: output topics renamed, 'name: new name'")
+    add(
+        "--formats",
+        metavar="FILE",
+        help="YAML: topics that are Avro or Protobuf, and the schema registry (default: JSON)",
+    )
     add(
         "--orders",
         metavar="URL",
@@ -184,11 +190,14 @@ def read(arguments: Sequence[str]) -> Settings:
         ask_mode=runner.ask_mode if own.ask_mode == "auto" else own.ask_mode,
         beam_arguments=tuple(beam_arguments),
         log_level=own.log_level,
+        formats={} if own.formats is None else read_formats(own.formats),
         orders=_orders(own.orders),
         lookups=LookupSettings(on_failure=own.orders_on_failure),
         metrics_port=_metrics_port(own.metrics_port),
     )
     _check_together(settings, runner)
+    if own.formats is not None:
+        _check_formats(settings, runner, own.formats)
     return settings
 
 
@@ -220,6 +229,34 @@ def _check_together(settings: Settings, runner: Runner) -> None:
     if settings.order == "key" and settings.ask_mode == "bundles":
         raise SettingsError(f"--order=key needs --ask_mode=timers, which is not what {settings.runner} runs with here.")
     runner.check(settings.beam_arguments, settings.engine)
+
+
+def _check_formats(settings: Settings, runner: Runner, path: str) -> None:
+    """Refuses formats of topics that the run does not read from Kafka or write to it."""
+    case = case_named(settings.case)
+    dead = settings.topics.get(case.dead_letter_topic, case.dead_letter_topic)
+    if dead in settings.formats:
+        raise SettingsError(f"--formats={path}: topics.{dead}: dead letters stay as they came in; leave the topic out.")
+    if not topics_read(settings, runner) and not topics_written(settings, runner):
+        raise SettingsError(
+            f"--formats={path}: formats are those of Kafka's topics, and this run reads and writes files."
+        )
+    check_topics(settings.formats, f"--formats={path}", topics_read(settings, runner), topics_written(settings, runner))
+
+
+def topics_read(settings: Settings, runner: Runner) -> tuple[str, ...]:
+    """The topics of Kafka that a run reads; the case's own where the local stack is fed with samples."""
+    if isinstance(settings.input, Kafka):
+        return settings.input.topics
+    return (case_named(settings.case).input_topic,) if settings.input is None and runner.reads_kafka else ()
+
+
+def topics_written(settings: Settings, runner: Runner) -> tuple[str, ...]:
+    """The topics of Kafka that a run writes, by their new names, dead letters aside; with samples also the one they are fed to."""
+    case = case_named(settings.case)
+    to_kafka = isinstance(settings.output, Kafka) or (settings.output is None and runner.reads_kafka)
+    names = tuple(settings.topics.get(topic, topic) for topic in case.output_topics) if to_kafka else ()
+    return names if isinstance(settings.input, Kafka | Files) else (*names, *topics_read(settings, runner))
 
 
 def check_beam_arguments(arguments: Sequence[str], runner: str) -> None:

@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pipeline.summary import Written
 from transforms.dead_letters import PREFIX
 from transforms.errors import SettingsError
+from transforms.formats.codec import Decode
 from transforms.kafka import client_config
 from transforms.remote.clock import SystemClock
 
@@ -108,7 +109,9 @@ class KafkaWatch:
         config: Mapping[str, str],
         side_topics: Sequence[str] = (),
         escalations: str | None = None,
+        decode: Decode | None = None,
     ) -> None:
+        self._decode = decode or Decode({})
         self._dead = dead_letter_topic
         self._side = frozenset(side_topics)
         self._escalations = escalations
@@ -134,7 +137,8 @@ class KafkaWatch:
         if topic in self._side:
             return Written(topic=topic, identity="", side=True)
         if topic != self._dead:
-            return _reply(topic, orjson.loads(message.value() or b"{}"), escalated=topic == self._escalations)
+            value = self._decode.value(topic, message.value() or b"{}")
+            return _reply(topic, orjson.loads(value), escalated=topic == self._escalations)
         facts = {
             name.removeprefix(PREFIX): (value or b"").decode()
             for name, value in message.headers() or ()

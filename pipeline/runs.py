@@ -19,6 +19,8 @@ import runners
 from pipeline import flink_runs
 from pipeline.build import Steps, build
 from pipeline.case import Case
+from pipeline.formatted import formatted
+from pipeline.options import topics_written
 from pipeline.outputs import FileWatch, KafkaWatch, NoWatch, Watch
 from pipeline.registry import case_named
 from pipeline.settings import Files, Kafka, Settings
@@ -30,6 +32,8 @@ from runners.local.part import StackError
 from transforms import dead_letters, files, kafka
 from transforms.ask.calls import make_client
 from transforms.enrich.database import DatabaseSettings
+from transforms.formats.codec import Decode
+from transforms.formats.register import register_schemas
 from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.remote.prometheus import WithPage
 from transforms.remote.settings import Endpoint, ModelSettings
@@ -43,6 +47,8 @@ _PRISM_RUNS = 3
 def run(settings: Settings) -> int:
     """Runs the job that `settings` describe; returns the exit status. Raises SettingsError where it cannot be started."""
     console = Console(highlight=False, soft_wrap=True)
+    written = topics_written(settings, runners.named(settings.runner))
+    settings = replace(settings, formats=register_schemas(settings.formats, written))
     with stop_on_signals() as stop:
         if settings.runner == flink.RUNNER.name:
             return flink_runs.run(settings, console, stop)
@@ -69,6 +75,12 @@ def steps_of(settings: Settings, case: Case, model: ModelSettings, **ask_options
         keeps_order=settings.order == "key",
         make_caller=WithPage(make_client, settings.metrics_port) if settings.metrics_port else make_client,
     )
+
+
+def case_of(settings: Settings) -> Case:
+    """The case, in the formats of its topics."""
+    written = topics_written(settings, runners.named(settings.runner))
+    return formatted(case_named(settings.case), settings.formats, settings.topics, written)
 
 
 def _sample_orders(settings: Settings, case: Case) -> DatabaseSettings | None:
@@ -104,7 +116,9 @@ def watch(settings: Settings, case: Case, console: Console) -> Watch:
         None if case.escalation_topic is None else settings.topics.get(case.escalation_topic, case.escalation_topic)
     )
     if isinstance(settings.output, Kafka):
-        return KafkaWatch(settings.output.servers, topics, dead, settings.kafka_config.producer, side, escalations)
+        decode = Decode(settings.formats)
+        config = settings.kafka_config.producer
+        return KafkaWatch(settings.output.servers, topics, dead, config, side, escalations, decode)
     followed = FileWatch(output_folder(settings), topics, dead, side, escalations)
     removed = followed.clear()
     if removed:
@@ -223,7 +237,7 @@ class _Bounded:
     """A run over files, on a runner that has an end: DirectRunner, PrismRunner, or a service that is only submitted to."""
 
     def __init__(self, settings: Settings, console: Console, stop: Stop) -> None:
-        case = case_named(settings.case)
+        case = case_of(settings)
         source = settings.input or Files((str(case.samples),))
         self._settings = replace(settings, input=source)
         self._case = case

@@ -7,10 +7,11 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import apache_beam as beam
 import msgspec
@@ -26,6 +27,10 @@ from runners.local.parts import PARTS
 from runners.local.ports import Ports
 from transforms import dead_letters, errors, metrics
 from transforms.files import WriteLines
+from transforms.formats import codec
+from transforms.formats import settings as formats
+from transforms.formats.registry import LEVELS, RegistrySettings
+from transforms.formats.settings import read_formats
 from transforms.records import DeadLetter, OutputRecord, SourceRecord
 from transforms.remote import models_file, names, prometheus, protocols, telemetry
 from transforms.remote.auth import Auth, GoogleAuth
@@ -197,14 +202,28 @@ def test_roles_and_protocols_are_in_the_guide(words: tuple[str, ...]) -> None:
     assert [word for word in words if f"`{word}`" not in text_of(MODELS)] == []
 
 
+def test_every_key_of_a_format_is_in_the_reference_and_no_other() -> None:
+    """The tables of formats.md name exactly the keys of formats.yaml, and every kind, level and naming."""
+    text = text_of("docs/reference/formats.md")
+    kinds = (formats._FileKeys, formats._TopicKeys, RegistrySettings)
+    rows = re.findall(r"^\| (`.*?) \|", section(text, "The file"), re.MULTILINE)
+    shown = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(shown) == sorted(name for kind in kinds for name in kind.__struct_fields__)
+    assert first_cells(section(text, "Kinds")) == list(codec.KINDS)
+    words = (*LEVELS, *get_args(formats.Naming), *get_args(formats.Format))
+    assert [word for word in words if f"`{word}`" not in text] == []
+
+
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_yaml_in_the_documents_is_read(block: str, tmp_path: Path) -> None:
     """Every YAML example is taken by the code that reads such a file; its first line names the file."""
     path = tmp_path / "example.yaml"
+    shutil.copytree(ROOT / "pipeline" / "cases" / "support" / "schemas", tmp_path / "schemas")
     path.write_text(block, encoding="utf-8")
     readers = {
         "# models.yaml": read_models,
         "# kafka.yaml": lambda file: options.read_kafka_config(str(file)).producer,
+        "# formats.yaml": read_formats,
         "# topics.yaml": lambda file: options._topics(str(file), "support"),
     }
     assert readers[block.splitlines()[0]](path)
