@@ -226,7 +226,7 @@ def test_a_server_that_is_not_waited_for(tmp_path: Path) -> None:
     with ModelDouble(0) as double:
         double.set_down(True)
         impatient = RetryPolicy(max_attempts=2, base_s=0.01, cap_s=0.02, wait_for_server=False)
-        out = run_ask(beam_options(DIRECT), tmp_path / "out", names(10), model(double.base_url, retry=impatient))
+        out = run_ask(beam_options(DIRECT), tmp_path / "out", names(4), model(double.base_url, retry=impatient))
     assert {(record["road"], record["text"]) for record in out} == {("failed", "unreachable")}
 
 
