@@ -18,14 +18,12 @@ from typing import Any, Self
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from pipeline.cases.support.case import SUPPORT
 from runners.flink_rest import FlinkRest
 from runners.local import topics
 from runners.local.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[2]
-OUT_TOPICS = (*SUPPORT.output_topics, SUPPORT.dead_letter_topic)
-"""Where outcomes go."""
+OUT_TOPICS = ("support.chat.replies", "support.email.replies", "support.call.replies", "support.dead-letters")
 
 
 def until(what: str, seen: Callable[[], Any], timeout_s: float = 90.0) -> Any:
@@ -65,13 +63,11 @@ class Topics:
     tag: str
     input: str = field(init=False)
     renamed: Mapping[str, str] = field(init=False)
-    side: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.input = f"{self.tag}.events"
         self.renamed = {name: f"{self.tag}.{name}" for name in OUT_TOPICS}
-        self.side = {name: f"{self.tag}.{name}" for name in SUPPORT.side_topics}
-        topics.create_topics(self.kafka, [self.input, *self.renamed.values(), *self.side.values()], 4)
+        topics.create_topics(self.kafka, [self.input, *self.renamed.values()], 4)
 
     @property
     def kafka(self) -> str:
@@ -80,7 +76,7 @@ class Topics:
     def flags(self, folder: Path) -> list[str]:
         """The flags that make a job read and write these topics."""
         file = folder / f"{self.tag}.topics.yaml"
-        file.write_text(json.dumps({**self.renamed, **self.side}))
+        file.write_text(json.dumps(dict(self.renamed)))
         config = folder / f"{self.tag}.kafka.yaml"
         config.write_text(json.dumps({"consumer": {"group.id": self.tag}}))
         return [
@@ -101,7 +97,7 @@ class Topics:
         return count
 
     def read(self) -> dict[str, list[Any]]:
-        """Every outcome in the output topics, by the case's own topic names. Fails where Kafka does not give one that it had."""
+        """Every record of the output topics, by the case's own topic names. Fails where Kafka does not give one that it had."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self.kafka,

@@ -76,7 +76,7 @@ class ConcurrencySettings(msgspec.Struct, frozen=True, kw_only=True):
     least: int = 1
     most: int = 256
     decrease_ratio: float = 0.9
-    tolerance: float = 2.0
+    tolerance: float = 1.3
     deviation_scale: float = 2.5
     proof_ratio: float = 0.7
     overloaded_share: float = 0.1
