@@ -69,7 +69,7 @@ def test_a_fresh_process_gives_the_same_type() -> None:
         "assert type(record) is Expected and type(coder).__name__ == 'RecordCoder'\n"
         "assert type(record.source).__name__ == 'SourceRecord'\n"
         "from pipeline.cases.support.case import SUPPORT\n"
-        "assert SUPPORT.ask(record)[1].content\n"
+        "assert SUPPORT.ask(record).messages[1].content\n"
         "print(base64.b64encode(coder.encode(record)).decode())\n"
     )
     encoded = base64.b64encode(RecordCoder(SupportEvent).encode(EVENT)).decode()
