@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from urllib.parse import quote
 
+import msgspec
+
 from transforms.errors import CallError, TimedOut, Transient
 from transforms.remote.admission import Admission, Permit
 from transforms.remote.client_metrics import ClientMetrics
@@ -142,7 +144,7 @@ class Exchange:
             reply = await read_stream(pieces, self._clock, stall_s, reader, self._metrics)
         if reader.first_token_s is None:
             return reply
-        return _with_first_token(reply, (reader.first_token_s - began_s) * 1000.0)
+        return msgspec.structs.replace(reply, first_token_ms=(reader.first_token_s - began_s) * 1000.0)
 
     def _refusal(self, endpoint: EndpointState, status: int, headers: Mapping[str, str], body: bytes) -> CallError:
         """The error of an answer that is not of the 2xx kind. Leaves the endpoint alone where the server asks so."""
@@ -159,18 +161,6 @@ def _tokens(replies: Sequence[Reply]) -> tuple[int, int] | None:
     if any(reply.prompt_tokens is None for reply in replies):
         return None
     return sum(reply.prompt_tokens or 0 for reply in replies), sum(reply.completion_tokens or 0 for reply in replies)
-
-
-def _with_first_token(reply: Reply, first_token_ms: float) -> Reply:
-    return Reply(
-        reply.text,
-        reply.finish_reason,
-        reply.model,
-        reply.prompt_tokens,
-        reply.completion_tokens,
-        reply.value,
-        first_token_ms,
-    )
 
 
 def _kind(error: CallError) -> Kind:
