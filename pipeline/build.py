@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
+import msgspec
 
-from pipeline.case import Case
-from transforms.apply import Apply, Count
+from pipeline.case import Case, Repair, Resources
+from transforms.apply import Applied, Apply, Count
 from transforms.ask import AskModel
 from transforms.ask.calls import MakeCaller, make_client
 from transforms.coders import register
+from transforms.enrich.database import DatabaseSettings
+from transforms.enrich.lookups import LookupSettings
 from transforms.metrics import RECORDS_IN
 from transforms.records import Answer, DeadLetter, OutputRecord, SourceRecord
 from transforms.remote.settings import ModelSettings
-from transforms.repeats import DEFAULT_MEMORY_S, DropRepeats
+from transforms.repeats import DEFAULT_MEMORY_S, DropRepeats, is_replayed
 
 ToDeadLetterRecord = Callable[[DeadLetter, str], OutputRecord]
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The settings of the steps between input and output. With `keeps_order`, events of one key leave in the order they came."""
+    """The settings of the steps between input and output. With `keeps_order`, events of one key leave in the order they came.
+
+    `models` are further models by role, `orders` is the database of orders, `lookups` how it is asked.
+    """
 
     model: ModelSettings
     dead_letter_record: ToDeadLetterRecord
@@ -32,27 +38,37 @@ class Steps:
     topics: Mapping[str, str] = field(default_factory=dict)
     keeps_order: bool = False
     make_caller: MakeCaller = make_client
+    models: Mapping[str, ModelSettings] = field(default_factory=dict)
+    orders: DatabaseSettings | None = None
+    lookups: LookupSettings = field(default_factory=LookupSettings)
+
+    @property
+    def resources(self) -> Resources:
+        """What the steps of a case get of it."""
+        return Resources(self.models, self.orders, self.lookups, self.ask_options, self.make_caller)
 
 
 def build(pipeline: beam.Pipeline, case: Case, read: beam.PTransform, write: beam.PTransform, steps: Steps) -> None:
     """Lays the job of `case` into `pipeline`.
 
-        read → parse → drop repeats → ask the model → check the reply → route → write
-                 └───────────────────────┴────────────────┴──→ dead letters ──┘
+        read → parse → drop repeats → before … → ask the model → check → (repair) → decide → route → write
+                 └────────────────────────┴────────────┴───────────┴─────────┴────────┴──→ dead letters ──┘
 
     `read` gives `SourceRecord`s, `write` takes `OutputRecord`s. Labels are names of state: they stay as they are.
     """
-    register(case.event_type, case.output_type)
-    event, output = case.event_type, case.output_type
+    register(case.event_type, case.output_type, *case.record_types)
 
     records = (
         pipeline | "Read" >> read | "CountRecords" >> beam.ParDo(Count(RECORDS_IN)).with_output_types(SourceRecord)
     )
     parsed = records | "ParseEvents" >> Apply(
-        case.parse, stage="parse", output_type=event, source_of=_itself, id_of=case.read_id
+        case.parse, stage="parse", output_type=case.event_type, source_of=_itself, id_of=case.read_id
     )
-    fresh = parsed.good | "DropRepeats" >> DropRepeats(case.event_id, steps.repeat_memory_s)
-    asked = fresh | "AskModel" >> AskModel(
+    fresh = parsed.good | "DropRepeats" >> DropRepeats(
+        case.event_id, steps.repeat_memory_s, exempt=_Replayed(case.source_of)
+    )
+    ready = before(fresh, case, steps.resources)
+    asked = ready.good | "AskModel" >> AskModel(
         steps.model,
         case.ask,
         case.event_id,
@@ -64,25 +80,98 @@ def build(pipeline: beam.Pipeline, case: Case, read: beam.PTransform, write: bea
     checked = asked.answered | "CheckReplies" >> Apply(
         case.check,
         stage="check",
-        output_type=output,
+        output_type=case.output_type,
         source_of=_First(case.source_of),
         id_of=_First(case.event_id),
         attempts_of=_answer_attempts,
     )
-    routed = checked.good | "RouteReplies" >> Apply(
-        case.route, stage="route", output_type=OutputRecord, source_of=case.output_source, id_of=case.output_id
-    )
+    final = repaired(checked.good, case, steps)
+    decided = final.good if case.decide is None else final.good | "Decide" >> _over_outputs(case, case.decide, "decide")
+    good = decided if case.decide is None else decided.good
+    routed = good | "RouteReplies" >> _over_outputs(case, case.route, "route", OutputRecord)
 
+    letters = [parsed.bad, *ready.bad, unanswered, checked.bad, *final.bad, routed.bad]
+    letters += [] if case.decide is None else [decided.bad]
     dead = (
-        (parsed.bad, unanswered, checked.bad, routed.bad)
+        tuple(letters)
         | "AllDeadLetters" >> beam.Flatten()
         | "ToRecords"
         >> beam.ParDo(_ToRecords(steps.dead_letter_record, case.dead_letter_topic)).with_output_types(OutputRecord)
     )
-    outputs = (routed.good, dead) | "AllOutputs" >> beam.Flatten()
+    written = [routed.good, dead]
+    if case.side_outputs is not None:
+        written.append(
+            good | "SideOutputs" >> beam.ParDo(_SideOutputs(case.side_outputs)).with_output_types(OutputRecord)
+        )
+    outputs = tuple(written) | "AllOutputs" >> beam.Flatten()
     if steps.topics:
         outputs = outputs | "RenameTopics" >> beam.ParDo(_RenameTopics(steps.topics)).with_output_types(OutputRecord)
     _ = outputs | "Write" >> write
+
+
+@dataclass(frozen=True)
+class Roads:
+    """Records that go on, and the dead letters of all steps that they passed."""
+
+    good: beam.PCollection
+    bad: tuple[beam.PCollection, ...] = ()
+
+
+def before(events: beam.PCollection, case: Case, resources: Resources) -> Roads:
+    """The steps of the case between the door and the model, those left out that have not what they need."""
+    good, bad = events, []
+    for step in case.before:
+        transform = step.make(resources)
+        if transform is None:
+            continue
+        found = good | step.label >> transform
+        if isinstance(found, Applied):
+            good = found.good
+            bad.append(found.bad)
+        else:
+            good = found
+    return Roads(good, tuple(bad))
+
+
+def repaired(outputs: beam.PCollection, case: Case, steps: Steps) -> Roads:
+    """Those that need it get their second try; the others pass."""
+    repair = case.repair
+    if repair is None:
+        return Roads(outputs)
+    sorted_ = outputs | "SortReplies" >> beam.ParDo(_Sort(repair)).with_outputs(_REPAIR, main=_FINE)
+    fine, wrong = sorted_[_FINE], sorted_[_REPAIR]
+    fine.element_type = wrong.element_type = case.output_type
+    again = wrong | "RepairReplies" >> AskModel(
+        steps.model, repair.ask, repair.id_of, make_caller=steps.make_caller, **steps.ask_options
+    )
+    checked = again.answered | "CheckRepairs" >> _over_pairs(case, repair.check)
+    given_up = again.failed | "GiveUpRepairs" >> _over_pairs(case, repair.give_up)
+    good = (fine, checked.good, given_up.good) | "AllReplies" >> beam.Flatten()
+    return Roads(good, (checked.bad, given_up.bad))
+
+
+_FINE = "fine"
+_REPAIR = "repair"
+
+
+def _over_outputs(case: Case, function: Callable[[Any], Any], stage: str, output_type: type | None = None) -> Apply:
+    return Apply(
+        function,
+        stage=stage,
+        output_type=output_type or case.output_type,
+        source_of=case.output_source,
+        id_of=case.output_id,
+    )
+
+
+def _over_pairs(case: Case, function: Callable[[Any], Any]) -> Apply:
+    return Apply(
+        function,
+        stage="check",
+        output_type=case.output_type,
+        source_of=_First(case.output_source),
+        id_of=_First(case.output_id),
+    )
 
 
 def _itself(record: SourceRecord) -> SourceRecord:
@@ -111,6 +200,34 @@ class _First:
 
     def __call__(self, pair: tuple[Any, Any]) -> Any:
         return self._function(pair[0])
+
+
+class _Replayed:
+    """Whether an event was sent again by `pipeline.replay`."""
+
+    def __init__(self, source_of: Callable[[Any], SourceRecord]) -> None:
+        self._source_of = source_of
+
+    def __call__(self, event: Any) -> bool:
+        return is_replayed(self._source_of(event))
+
+
+class _Sort(beam.DoFn):  # type: ignore[misc]
+    """Tells outputs that need a second try from those that do not."""
+
+    def __init__(self, repair: Repair) -> None:
+        self._needed = repair.needed
+
+    def process(self, output: Any) -> Iterator[Any]:
+        yield beam.pvalue.TaggedOutput(_REPAIR, output) if self._needed(output) else output
+
+
+class _SideOutputs(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, function: Callable[[Any], tuple[OutputRecord, ...]]) -> None:
+        self._function = function
+
+    def process(self, output: Any) -> Iterator[OutputRecord]:
+        yield from self._function(output)
 
 
 class _BuryFailures(beam.DoFn):  # type: ignore[misc]
@@ -146,11 +263,4 @@ class _RenameTopics(beam.DoFn):  # type: ignore[misc]
         self._names = dict(names)
 
     def process(self, record: OutputRecord) -> Any:
-        yield OutputRecord(
-            topic=self._names.get(record.topic, record.topic),
-            value=record.value,
-            key=record.key,
-            headers=record.headers,
-            event_time_ms=record.event_time_ms,
-            id=record.id,
-        )
+        yield msgspec.structs.replace(record, topic=self._names.get(record.topic, record.topic))

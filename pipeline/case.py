@@ -1,22 +1,73 @@
-"""What a case is: a frozen value of pure functions and names. A new case is a folder and a line in `pipeline.registry`."""
+"""What a case is: a frozen value of pure functions, steps and names. A new case is a folder and a line in `pipeline.registry`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transforms.records import Answer, OutputRecord, SourceRecord
+import apache_beam as beam
+
+from transforms.ask.calls import MakeCaller, make_client
+from transforms.enrich.database import DatabaseSettings
+from transforms.enrich.lookups import LookupSettings
+from transforms.records import Answer, CallFailure, OutputRecord, SourceRecord
 from transforms.remote.questions import Question
+from transforms.remote.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the steps of a case may need besides the model that answers, where it is configured.
+
+    `models` are those of models.yaml by role, `orders` the database of orders; `ask_options` are for every `AskModel`.
+    """
+
+    models: Mapping[str, ModelSettings] = field(default_factory=dict)
+    orders: DatabaseSettings | None = None
+    lookups: LookupSettings = field(default_factory=LookupSettings)
+    ask_options: Mapping[str, Any] = field(default_factory=dict)
+    make_caller: MakeCaller = make_client
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step between the door and the model: its label, which is a name of state and stays as it is, and what makes it."""
+
+    label: str
+
+    make: Callable[[Resources], beam.PTransform | None]
+    """A transform of records that gives an `Applied`, or a PCollection where it refuses none; None where what the step needs is
+    not configured, and the records go on without it."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The second and last try where a reply can be put right. `id_of` must give other ids than the first call had."""
+
+    needed: Callable[[Any], bool]
+    """Whether an output of `Case.check` gets one."""
+
+    ask: Callable[[Any], Question]
+    """What the model is asked then."""
+
+    id_of: Callable[[Any], str]
+
+    check: Callable[[tuple[Any, Answer]], Any]
+    """An output with the second answer → the output that takes its place."""
+
+    give_up: Callable[[tuple[Any, CallFailure]], Any]
+    """The same where the second call had no answer."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One job: how its events are understood, what the model is asked, and where its answers go.
+    """One job: how its events are understood, what is found out about them, what the model is asked, and where its answers go.
 
-    All functions are pure, defined at the top of a module, and the same for the same input. `parse` raises `BadEvent`, `check`
-    raises `BadReply`; both are told apart by the `kind` they carry. `read_id` never raises.
+    All functions are pure, defined at the top of a module, and the same for the same input. `parse` raises `BadEvent`, `check` may
+    raise `BadReply`; both are told apart by the `kind` they carry. `read_id` never raises. `event_id` and `source_of` understand
+    what `parse` gives and what the steps of `before` make of it.
     """
 
     name: str
@@ -69,3 +120,32 @@ class Case:
 
     embedded_model: Mapping[str, Any]
     """The settings of the embedded model that suit this case, as in models.yaml, without its address."""
+
+    record_types: tuple[type, ...] = ()
+    """The `msgspec.Struct`s that the steps of `before` give."""
+
+    before: tuple[Step, ...] = ()
+    """The steps between the door and the model, in their order."""
+
+    repair: Repair | None = None
+    """The second try, if there is one."""
+
+    decide: Callable[[Any], Any] | None = None
+    """An output whose answer is final → the output with what the rules say of it."""
+
+    side_outputs: Callable[[Any], tuple[OutputRecord, ...]] | None = None
+    """Further records about an output, which count for nothing in in = outcomes."""
+
+    side_topics: tuple[str, ...] = ()
+    """Every topic that `side_outputs` may name."""
+
+    escalation_topic: str | None = None
+    """Which of `output_topics` is for what a person must answer."""
+
+    make_orders: Callable[[Path], DatabaseSettings] | None = None
+    """Makes the database that goes with the samples in a folder, and says where it is."""
+
+    @property
+    def all_topics(self) -> tuple[str, ...]:
+        """Every topic that the case writes."""
+        return (*self.output_topics, *self.side_topics, self.dead_letter_topic)

@@ -10,6 +10,8 @@ import orjson
 from confluent_kafka import KafkaError, Message, Producer
 
 from runners.local.part import StackError
+from transforms.errors import BadReply
+from transforms.formats.codec import Encode
 
 HEADER = "farcall-sample"
 """A header with the sample's line number: shows that headers survive."""
@@ -23,9 +25,10 @@ class Fed:
     distinct: int
 
 
-def feed(path: Path, servers: str, topic: str) -> Fed:
+def feed(path: Path, servers: str, topic: str, encode: Encode) -> Fed:
     """Sends each line of `path` as one record, keyed by its customer where it has one.
 
+    In the format of its topic; what does not fit that, such as a sample that is malformed on purpose, is sent as it is.
     Raises StackError where one was not acknowledged.
     """
     producer = Producer(
@@ -45,7 +48,7 @@ def feed(path: Path, servers: str, topic: str) -> Fed:
             values.add(value)
             producer.produce(
                 topic,
-                value=value,
+                value=_encoded(value, topic, encode),
                 key=key_of(value),
                 headers=[(HEADER, str(count - 1).encode())],
                 timestamp=time.time_ns() // 1_000_000,
@@ -57,6 +60,13 @@ def feed(path: Path, servers: str, topic: str) -> Fed:
         why = errors[0].str() if errors else "no answer within 30 s"
         raise StackError(f"Kafka at {servers} did not take {left + len(errors)} of {count} events for {topic}: {why}.")
     return Fed(count, len(values))
+
+
+def _encoded(value: bytes, topic: str, encode: Encode) -> bytes:
+    try:
+        return encode.value(topic, value)
+    except BadReply:
+        return value
 
 
 def key_of(value: bytes) -> bytes | None:

@@ -31,6 +31,7 @@ from runners.local.stack import Stack
 from runners.runner import value_of
 from transforms import files, kafka
 from transforms.errors import SettingsError
+from transforms.formats.codec import Encode
 from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.remote.settings import ModelSettings
 
@@ -124,9 +125,10 @@ def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
         input=settings.input or Kafka(at.kafka, (case.input_topic,)),
         output=settings.output or Kafka(at.kafka),
         models=settings.models or {case.role: runs.embedded_model(case, at.llm)},
+        samples=fed,
     )
     if isinstance(settings.output, Kafka) and settings.output.servers == at.kafka:
-        names = [case.input_topic, *case.output_topics, case.dead_letter_topic]
+        names = [case.input_topic, *case.all_topics]
         topics.create_topics(at.kafka, [settings.topics.get(name, name) for name in names], _PARTITIONS)
     _with_kafka(settings)
     engine = _pinned_engine(stack, at.flink)
@@ -145,7 +147,7 @@ class _Job:
     ) -> None:
         self._engine = engine
         self._settings = settings
-        self._case: Case = case_named(settings.case)
+        self._case: Case = runs.case_of(settings)
         self._console = console
         self._stop = stop
         self._feeds = feed_samples
@@ -168,7 +170,7 @@ class _Job:
             began_s = time.monotonic()
             pipeline = beam.Pipeline(options=self._options())
             read = self._reader(consumer_config)
-            build(pipeline, self._case, read, runs.writer(settings), runs.steps_of(settings, model))
+            build(pipeline, self._case, read, runs.writer(settings), runs.steps_of(settings, self._case, model))
             with runs.Progress(followed, console) as progress:
                 # From here on a first Ctrl-C is remembered until the job runs, which is then drained.
                 self._stop.on_drain(lambda: None)
@@ -219,7 +221,9 @@ class _Job:
         self._stop.on_drain(self._drain)
         if self._feeds:
             assert isinstance(self._settings.input, Kafka)  # noqa: S101 - only the local run feeds
-            fed = feed.feed(self._case.samples, self._settings.input.servers, self._case.input_topic)
+            topic, formats = self._case.input_topic, self._settings.formats
+            encode = Encode({topic: formats[topic]} if topic in formats else {})
+            fed = feed.feed(self._case.samples, self._settings.input.servers, topic, encode)
             self._console.print(
                 f"events  {fed.records} samples fed into {self._case.input_topic} at {self._settings.input.servers}"
             )

@@ -21,7 +21,10 @@ from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from runners.runner import Runner
 from transforms.ask.shards import MAX_PARALLELISM
 from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS, MODES
+from transforms.enrich.database import DatabaseSettings
+from transforms.enrich.lookups import LookupSettings
 from transforms.errors import SettingsError
+from transforms.formats.settings import check_topics, read_formats
 from transforms.remote.models_file import read_models
 from transforms.remote.prometheus import PORTS, parse_address
 from transforms.remote.settings import ModelSettings
@@ -92,6 +95,22 @@ def parser() -> argparse.ArgumentParser:
         help="YAML: consumer and producer settings by Kafka's names, under common, consumer, producer",
     )
     add("--topics", metavar="FILE", help="YAML: output topics renamed, 'name: new name'")
+    add(
+        "--formats",
+        metavar="FILE",
+        help="YAML: topics that are Avro or Protobuf, and the schema registry (default: JSON)",
+    )
+    add(
+        "--orders",
+        metavar="URL",
+        help="the database of orders: sqlite:///PATH or postgresql://USER:${env:NAME}@HOST/DB (for the samples: their own)",
+    )
+    add(
+        "--orders_on_failure",
+        default="go-on",
+        choices=("go-on", "dead-letter"),
+        help="what becomes of an event whose orders cannot be looked up (default: go-on, and flag it)",
+    )
     add("--models", metavar="FILE", help="YAML: which model servers (default: the embedded model is started)")
     add("--follow", action="store_true", help="keep running after the samples, for events you produce yourself")
     add(
@@ -158,7 +177,7 @@ def read(arguments: Sequence[str]) -> Settings:
         runner=own.runner,
         input=_input(own.input),
         output=_output(own.output),
-        kafka_config=_kafka_config(own.kafka_config),
+        kafka_config=read_kafka_config(own.kafka_config),
         topics=_topics(own.topics, own.case),
         models=_models(own.models),
         models_file=None if own.models is None else Path(own.models),
@@ -171,9 +190,14 @@ def read(arguments: Sequence[str]) -> Settings:
         ask_mode=runner.ask_mode if own.ask_mode == "auto" else own.ask_mode,
         beam_arguments=tuple(beam_arguments),
         log_level=own.log_level,
+        formats={} if own.formats is None else read_formats(own.formats),
+        orders=_orders(own.orders),
+        lookups=LookupSettings(on_failure=own.orders_on_failure),
         metrics_port=_metrics_port(own.metrics_port),
     )
     _check_together(settings, runner)
+    if own.formats is not None:
+        _check_formats(settings, runner, own.formats)
     return settings
 
 
@@ -205,6 +229,34 @@ def _check_together(settings: Settings, runner: Runner) -> None:
     if settings.order == "key" and settings.ask_mode == "bundles":
         raise SettingsError(f"--order=key needs --ask_mode=timers, which is not what {settings.runner} runs with here.")
     runner.check(settings.beam_arguments, settings.engine)
+
+
+def _check_formats(settings: Settings, runner: Runner, path: str) -> None:
+    """Refuses formats of topics that the run does not read from Kafka or write to it."""
+    case = case_named(settings.case)
+    dead = settings.topics.get(case.dead_letter_topic, case.dead_letter_topic)
+    if dead in settings.formats:
+        raise SettingsError(f"--formats={path}: topics.{dead}: dead letters stay as they came in; leave the topic out.")
+    if not topics_read(settings, runner) and not topics_written(settings, runner):
+        raise SettingsError(
+            f"--formats={path}: formats are those of Kafka's topics, and this run reads and writes files."
+        )
+    check_topics(settings.formats, f"--formats={path}", topics_read(settings, runner), topics_written(settings, runner))
+
+
+def topics_read(settings: Settings, runner: Runner) -> tuple[str, ...]:
+    """The topics of Kafka that a run reads; the case's own where the local stack is fed with samples."""
+    if isinstance(settings.input, Kafka):
+        return settings.input.topics
+    return (case_named(settings.case).input_topic,) if settings.input is None and runner.reads_kafka else ()
+
+
+def topics_written(settings: Settings, runner: Runner) -> tuple[str, ...]:
+    """The topics of Kafka that a run writes, by their new names, dead letters aside; with samples also the one they are fed to."""
+    case = case_named(settings.case)
+    to_kafka = isinstance(settings.output, Kafka) or (settings.output is None and runner.reads_kafka)
+    names = tuple(settings.topics.get(topic, topic) for topic in case.output_topics) if to_kafka else ()
+    return names if isinstance(settings.input, Kafka | Files) else (*names, *topics_read(settings, runner))
 
 
 def check_beam_arguments(arguments: Sequence[str], runner: str) -> None:
@@ -311,6 +363,16 @@ def _check_readable(flag: str, path: str) -> None:
         raise SettingsError(f"{flag}={path}: cannot be read: {error.strerror}.") from None
 
 
+def _orders(url: str | None) -> DatabaseSettings | None:
+    if url is None:
+        return None
+    try:
+        return DatabaseSettings(url)
+    except SettingsError as error:
+        # The URL may hold a password, and is not repeated.
+        raise SettingsError(f"--orders: {error}") from None
+
+
 def _models(path: str | None) -> Mapping[str, ModelSettings] | None:
     if path == "":
         raise SettingsError("--models=: names no file.")
@@ -328,7 +390,19 @@ def _yaml(flag: str, path: str) -> Mapping[str, Any]:
     return data
 
 
-def _kafka_config(path: str | None) -> KafkaConfig:
+def read_place(flag: str, text: str) -> Files | Kafka:
+    """A path, which need not be there, or ``kafka://HOST:PORT/TOPIC``. Raises SettingsError for what is neither."""
+    if "://" in text:
+        return _kafka(flag, text)
+    if not text or os.path.isdir(text):
+        raise SettingsError(f"{flag}={text}: must name a file, or kafka://HOST:PORT/TOPIC.")
+    if flag == "--from":
+        _check_readable(flag, text)
+    return Files((os.path.abspath(text),))
+
+
+def read_kafka_config(path: str | None) -> KafkaConfig:
+    """The settings of Kafka's clients in a file; none without one. Raises SettingsError for what is wrong in it."""
     if path is None:
         return KafkaConfig()
     data = _yaml("--kafka_config", path)
@@ -362,7 +436,7 @@ def _topics(path: str | None, case: str) -> dict[str, str]:
     if path is None:
         return {}
     found = case_named(case)
-    known = (*found.output_topics, found.dead_letter_topic)
+    known = found.all_topics
     names = _yaml("--topics", path)
     for old, new in names.items():
         if old not in known:

@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pipeline.summary import Written
 from transforms.dead_letters import PREFIX
 from transforms.errors import SettingsError
+from transforms.formats.codec import Decode
 from transforms.kafka import client_config
 from transforms.remote.clock import SystemClock
 
@@ -44,11 +45,21 @@ class NoWatch:
 
 
 class FileWatch:
-    """Follows ``<folder>/<topic>.jsonl``."""
+    """Follows ``<folder>/<topic>.jsonl``. `escalations` is the one of `topics` for a person, `side_topics` hold no outcomes."""
 
-    def __init__(self, folder: str, topics: Sequence[str], dead_letter_topic: str) -> None:
-        self._paths = {topic: os.path.join(folder, f"{topic}.jsonl") for topic in (*topics, dead_letter_topic)}
+    def __init__(
+        self,
+        folder: str,
+        topics: Sequence[str],
+        dead_letter_topic: str,
+        side_topics: Sequence[str] = (),
+        escalations: str | None = None,
+    ) -> None:
+        every = (*topics, *side_topics, dead_letter_topic)
+        self._paths = {topic: os.path.join(folder, f"{topic}.jsonl") for topic in every}
         self._dead = dead_letter_topic
+        self._side = frozenset(side_topics)
+        self._escalations = escalations
         self._offsets = dict.fromkeys(self._paths, 0)
 
     def clear(self) -> list[str]:
@@ -80,21 +91,34 @@ class FileWatch:
 
     def _written(self, topic: str, line: bytes) -> Written:
         facts = orjson.loads(line)
+        if topic in self._side:
+            return Written(topic=topic, identity="", side=True)
         if topic != self._dead:
-            return _reply(topic, facts)
+            return _reply(topic, facts, escalated=topic == self._escalations)
         return _dead(topic, facts["stage"], facts["error_type"], int(facts["attempts"]), facts["id"], _position(facts))
 
 
 class KafkaWatch:
     """Follows topics from where they end when it is made. Raises SettingsError where Kafka cannot be reached."""
 
-    def __init__(self, servers: str, topics: Sequence[str], dead_letter_topic: str, config: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        servers: str,
+        topics: Sequence[str],
+        dead_letter_topic: str,
+        config: Mapping[str, str],
+        side_topics: Sequence[str] = (),
+        escalations: str | None = None,
+        decode: Decode | None = None,
+    ) -> None:
+        self._decode = decode or Decode({})
         self._dead = dead_letter_topic
+        self._side = frozenset(side_topics)
+        self._escalations = escalations
+        every = (*topics, *side_topics, dead_letter_topic)
         self._consumer = open_consumer(servers, config, "farcall-watch")
         try:
-            self._consumer.assign(
-                [p for topic in (*topics, dead_letter_topic) for p in ends(self._consumer, servers, topic)]
-            )
+            self._consumer.assign([p for topic in every for p in ends(self._consumer, servers, topic)])
         except BaseException:
             self._consumer.close()
             raise
@@ -110,8 +134,11 @@ class KafkaWatch:
 
     def _written(self, message: Message) -> Written:
         topic = message.topic() or ""
+        if topic in self._side:
+            return Written(topic=topic, identity="", side=True)
         if topic != self._dead:
-            return _reply(topic, orjson.loads(message.value() or b"{}"))
+            value = self._decode.value(topic, message.value() or b"{}")
+            return _reply(topic, orjson.loads(value), escalated=topic == self._escalations)
         facts = {
             name.removeprefix(PREFIX): (value or b"").decode()
             for name, value in message.headers() or ()
@@ -176,8 +203,9 @@ def _end(consumer: Consumer, partition: TopicPartition) -> int:
             time.sleep(0.1)
 
 
-def _reply(topic: str, facts: dict[str, Any]) -> Written:
-    return Written(topic=topic, identity=f"id {facts['id']}", reply=facts, attempts=int(facts.get("attempts", 0)))
+def _reply(topic: str, facts: dict[str, Any], *, escalated: bool) -> Written:
+    attempts = int(facts.get("attempts", 0))
+    return Written(topic=topic, identity=f"id {facts['id']}", reply=facts, attempts=attempts, escalated=escalated)
 
 
 def _dead(topic: str, stage: str, error_type: str, attempts: int, event_id: str | None, position: str) -> Written:

@@ -19,6 +19,8 @@ import runners
 from pipeline import flink_runs
 from pipeline.build import Steps, build
 from pipeline.case import Case
+from pipeline.formatted import formatted
+from pipeline.options import topics_written
 from pipeline.outputs import FileWatch, KafkaWatch, NoWatch, Watch
 from pipeline.registry import case_named
 from pipeline.settings import Files, Kafka, Settings
@@ -29,6 +31,9 @@ from runners.local import artifacts, llm
 from runners.local.part import StackError
 from transforms import dead_letters, files, kafka
 from transforms.ask.calls import make_client
+from transforms.enrich.database import DatabaseSettings
+from transforms.formats.codec import Decode
+from transforms.formats.register import register_schemas
 from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.remote.prometheus import WithPage
 from transforms.remote.settings import Endpoint, ModelSettings
@@ -42,13 +47,15 @@ _PRISM_RUNS = 3
 def run(settings: Settings) -> int:
     """Runs the job that `settings` describe; returns the exit status. Raises SettingsError where it cannot be started."""
     console = Console(highlight=False, soft_wrap=True)
+    written = topics_written(settings, runners.named(settings.runner))
+    settings = replace(settings, formats=register_schemas(settings.formats, written))
     with stop_on_signals() as stop:
         if settings.runner == flink.RUNNER.name:
             return flink_runs.run(settings, console, stop)
         return _Bounded(settings, console, stop).run()
 
 
-def steps_of(settings: Settings, model: ModelSettings, **ask_options: Any) -> Steps:
+def steps_of(settings: Settings, case: Case, model: ModelSettings, **ask_options: Any) -> Steps:
     """The settings of the job's steps."""
     to_kafka = isinstance(settings.output, Kafka)
     return Steps(
@@ -62,9 +69,30 @@ def steps_of(settings: Settings, model: ModelSettings, **ask_options: Any) -> St
             **ask_options,
         },
         topics=settings.topics,
+        models=settings.models or {},
+        orders=settings.orders or _sample_orders(settings, case),
+        lookups=settings.lookups,
         keeps_order=settings.order == "key",
         make_caller=WithPage(make_client, settings.metrics_port) if settings.metrics_port else make_client,
     )
+
+
+def case_of(settings: Settings) -> Case:
+    """The case, in the formats of its topics."""
+    written = topics_written(settings, runners.named(settings.runner))
+    return formatted(case_named(settings.case), settings.formats, settings.topics, written)
+
+
+def _sample_orders(settings: Settings, case: Case) -> DatabaseSettings | None:
+    """The orders that go with the samples, where those are what is read."""
+    if case.make_orders is None or not reads_samples(settings, case):
+        return None
+    return case.make_orders(artifacts.cache_root() / "orders")
+
+
+def reads_samples(settings: Settings, case: Case) -> bool:
+    """Whether the input is the sample events of the case, named or not."""
+    return settings.samples or (isinstance(settings.input, Files) and settings.input.paths == (str(case.samples),))
 
 
 def writer(settings: Settings) -> beam.PTransform:
@@ -83,9 +111,15 @@ def watch(settings: Settings, case: Case, console: Console) -> Watch:
     """Follows the outputs; what an earlier run left in the same files is removed, and said."""
     topics = [settings.topics.get(topic, topic) for topic in case.output_topics]
     dead = settings.topics.get(case.dead_letter_topic, case.dead_letter_topic)
+    side = [settings.topics.get(topic, topic) for topic in case.side_topics]
+    escalations = (
+        None if case.escalation_topic is None else settings.topics.get(case.escalation_topic, case.escalation_topic)
+    )
     if isinstance(settings.output, Kafka):
-        return KafkaWatch(settings.output.servers, topics, dead, settings.kafka_config.producer)
-    followed = FileWatch(output_folder(settings), topics, dead)
+        decode = Decode(settings.formats)
+        config = settings.kafka_config.producer
+        return KafkaWatch(settings.output.servers, topics, dead, config, side, escalations, decode)
+    followed = FileWatch(output_folder(settings), topics, dead, side, escalations)
     removed = followed.clear()
     if removed:
         console.print(f"removed what an earlier run wrote: {len(removed)} files in {output_folder(settings)}")
@@ -104,6 +138,7 @@ def embedded_model(case: Case, base_url: str) -> ModelSettings:
         deadline_s=own["deadline_s"],
         max_in_flight=own["limits"]["max_in_flight"],
         params=own["params"],
+        options=own.get("options", {}),
     )
 
 
@@ -202,7 +237,7 @@ class _Bounded:
     """A run over files, on a runner that has an end: DirectRunner, PrismRunner, or a service that is only submitted to."""
 
     def __init__(self, settings: Settings, console: Console, stop: Stop) -> None:
-        case = case_named(settings.case)
+        case = case_of(settings)
         source = settings.input or Files((str(case.samples),))
         self._settings = replace(settings, input=source)
         self._case = case
@@ -259,7 +294,7 @@ class _Bounded:
 
     def _steps(self, model: ModelSettings) -> Steps:
         slices = {"end_slice_s": _DIRECT_END_SLICE_S} if self._settings.runner == direct.RUNNER.name else {}
-        return steps_of(self._settings, model, **slices)
+        return steps_of(self._settings, self._case, model, **slices)
 
     def _beam_options(self, stack: ExitStack) -> PipelineOptions:
         arguments = self._settings.beam_arguments

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transforms.enrich.database import DatabaseSettings
+from transforms.enrich.lookups import LookupSettings
+from transforms.formats.settings import TopicFormat
 from transforms.remote.settings import ModelSettings
 
 
@@ -37,8 +40,9 @@ class Settings:
     """Everything the command line says.
 
     `input` None means the sample events of the case; `output` None the folder ``out`` or, with the local stack, its Kafka.
-    `models` None means the embedded model. `repeat_memory_s` is in seconds. `metrics_port` is PORT or HOST:PORT, None for no
-    page. `beam_arguments` are Beam's own flags, untouched.
+    `models` None means the embedded model. `repeat_memory_s` is in seconds. `orders` is the database of orders, `lookups` how it is
+    asked; `samples`: what is read are the case's own samples. `metrics_port` is PORT or HOST:PORT, None for no page.
+    `beam_arguments` are Beam's own flags, untouched. `formats` are those of topics that are not JSON alone.
     """
 
     case: str
@@ -58,4 +62,8 @@ class Settings:
     ask_mode: str
     beam_arguments: tuple[str, ...]
     log_level: str
+    orders: DatabaseSettings | None = None
+    lookups: LookupSettings = field(default_factory=LookupSettings)
+    samples: bool = False
     metrics_port: str | None = None
+    formats: Mapping[str, TopicFormat] = field(default_factory=dict)

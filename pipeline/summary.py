@@ -16,6 +16,7 @@ from rich.table import Table
 class Written:
     """One record that the job wrote. Either `reply` (its JSON) or `dead` (its stage and error type).
 
+    `escalated`: the reply is one that a person must give. `side`: the record is no outcome, and counts for nothing but its topic.
     `identity` is the same for all copies of one outcome: the event's id, or for an event refused at the door its position.
     """
 
@@ -24,6 +25,8 @@ class Written:
     reply: Mapping[str, Any] | None = None
     dead: tuple[str, str] | None = None
     attempts: int = 0
+    escalated: bool = False
+    side: bool = False
 
 
 @dataclass
@@ -32,7 +35,9 @@ class Summary:
 
     by_topic: Counter[str] = field(default_factory=Counter)
     dead: Counter[tuple[str, str]] = field(default_factory=Counter)
+    side: Counter[str] = field(default_factory=Counter)
     copies: int = 0
+    escalations: int = 0
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -43,6 +48,9 @@ class Summary:
     def add(self, records: Iterable[Written]) -> None:
         """Counts the records."""
         for record in records:
+            if record.side:
+                self.side[record.topic] += 1
+                continue
             if record.identity in self._seen:
                 self.copies += 1
                 continue
@@ -57,7 +65,7 @@ class Summary:
     @property
     def replies(self) -> int:
         """How many events have a reply."""
-        return self.outcomes - sum(self.dead.values())
+        return self.outcomes - self.escalations - sum(self.dead.values())
 
     def _count(self, record: Written) -> None:
         self.by_topic[record.topic] += 1
@@ -65,6 +73,7 @@ class Summary:
         if record.dead is not None:
             self.dead[record.dead] += 1
         elif record.reply is not None:
+            self.escalations += record.escalated
             self.prompt_tokens += int(record.reply.get("prompt_tokens", 0))
             self.completion_tokens += int(record.reply.get("completion_tokens", 0))
             self.latencies_ms.append(float(record.reply.get("latency_ms", 0.0)))
@@ -72,7 +81,8 @@ class Summary:
 
     def progress(self) -> str:
         """A few words for a line of progress."""
-        return f"{self.replies} replies, {sum(self.dead.values())} dead letters"
+        escalations = f"{self.escalations} escalations, " if self.escalations else ""
+        return f"{self.replies} replies, {escalations}{sum(self.dead.values())} dead letters"
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
@@ -96,6 +106,8 @@ def print_table(console: Console, summary: Summary, events_in: int, repeats: int
     table.add_section()
     for topic, count in sorted(summary.by_topic.items()):
         table.add_row(f"out  {topic}", str(count))
+    for topic, count in sorted(summary.side.items()):
+        table.add_row(f"beside  {topic}", str(count))
     if summary.copies:
         table.add_row("copies with the same id", str(summary.copies))
     table.add_section()

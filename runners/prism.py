@@ -138,4 +138,4 @@ def _check(_arguments: Sequence[str], _engine: str) -> None:
     """Any of Beam's flags may be given."""
 
 
-RUNNER = Runner(name="PrismRunner", reads_kafka=False, in_process=True, check=_check)
+RUNNER = Runner(name="PrismRunner", reads_kafka=False, in_process=True, check=_check, ask_mode="bundles")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from transforms.errors import BadEvent, BadReply
+from transforms.errors import BadEvent, BadReply, Unavailable
 from transforms.metrics import NAMESPACE
 from transforms.records import DeadLetter, SourceRecord
 
@@ -32,8 +32,9 @@ class Applied(NamedTuple):
 class Apply(beam.PTransform):  # type: ignore[misc]
     """Applies `function` to each record of a PCollection[T]; gives an `Applied`.
 
-    The function says no by raising `BadEvent` or `BadReply`. Any other exception is a mistake in it: the record becomes a dead
-    letter too, of type ``error``, rather than stopping the stream. `stage` names the step in dead letters, `source_of` finds the
+    The function says no by raising `BadEvent` or `BadReply`. `Unavailable` fails the bundle. Any other exception is a mistake in
+    it: the record becomes a dead letter too, of type ``error``, rather than stopping the stream. A function that is an object with
+    a method `setup` has it called on the worker before the first record. `stage` names the step in dead letters, `source_of` finds the
     untouched record in a T and `id_of` its id, or None; `attempts_of` the calls made for it. All must be importable on workers.
     """
 
@@ -75,9 +76,16 @@ class _Apply(beam.DoFn):  # type: ignore[misc]
         self._id_of = id_of
         self._attempts_of = attempts_of
 
+    def setup(self) -> None:
+        make_ready = getattr(self._function, "setup", None)
+        if make_ready is not None:
+            make_ready()
+
     def process(self, record: Any) -> Iterator[Any]:
         try:
             result = self._function(record)
+        except Unavailable:
+            raise
         except (BadEvent, BadReply) as error:
             yield self._dead_letter(record, error.kind, str(error))
         except Exception as error:  # noqa: BLE001 - one record must not stop the stream, whatever is wrong with it

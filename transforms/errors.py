@@ -4,6 +4,8 @@
     ├── SettingsError            a flag, file or setting is wrong; the command line exits 2
     ├── BadEvent                 an event cannot be understood; it becomes a dead letter
     ├── BadReply                 a model's reply breaks a rule; the event becomes a dead letter
+    ├── UnknownSchema            a schema registry does not have what a record names
+    ├── Unavailable              what a step needs for any record does not answer; the bundle fails and is done again
     └── CallError                a call to a model server did not give a reply
         ├── Transient            may succeed when tried again
         │   ├── Unreachable      no connection, or it broke before a reply was complete
@@ -45,6 +47,17 @@ class BadReply(FarcallError):  # noqa: N818 - as BadEvent
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class UnknownSchema(FarcallError):  # noqa: N818 - as BadEvent
+    """A schema registry does not have the schema that a record names."""
+
+
+class Unavailable(FarcallError):  # noqa: N818 - as BadEvent
+    """What a step needs for any record does not answer, such as a schema registry.
+
+    No fault of the record, which must not become a dead letter for it: the bundle fails, and the runner does it again.
+    """
 
 
 class CallError(FarcallError):

@@ -14,25 +14,40 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Duration, Timestamp
 
 from transforms.metrics import NAMESPACE, REPEATS
+from transforms.records import SourceRecord
 
 DEFAULT_MEMORY_S = 600.0
+
+REPLAY_HEADER = "farcall-replay"
+"""The header of a record that was sent again on purpose."""
+
+
+def is_replayed(record: SourceRecord) -> bool:
+    """Whether a record was sent again on purpose: it carries `REPLAY_HEADER`, with whatever value."""
+    return any(name == REPLAY_HEADER for name, _ in record.headers)
 
 
 class DropRepeats(beam.PTransform):  # type: ignore[misc]
     """Lets the first record of each id through; counts those that follow within `memory_s` seconds of event time.
 
     State is keyed by id: one cell with the latest event time seen, and a timer that empties it. Without `memory_s` (0) nothing
-    is remembered. A repeat moves the end of the memory. What passes depends on
-    event times and order, not on the clock, so a replay of the same topic gives the same result; which of two unordered copies
-    passes is the runner's choice. Raises ValueError for a negative time.
+    is remembered. A repeat moves the end of the memory. What passes depends on event times and order, not on the clock, so a
+    replay of the same topic gives the same result; which of two unordered copies passes is the runner's choice. A record of which
+    `exempt` is true passes in any case, and is remembered like any other. Raises ValueError for a negative time.
     """
 
-    def __init__(self, id_of: Callable[[Any], str], memory_s: float = DEFAULT_MEMORY_S) -> None:
+    def __init__(
+        self,
+        id_of: Callable[[Any], str],
+        memory_s: float = DEFAULT_MEMORY_S,
+        exempt: Callable[[Any], bool] | None = None,
+    ) -> None:
         super().__init__()
         if memory_s < 0:
             raise ValueError(f"memory_s must not be negative, and is {memory_s}.")
         self._id_of = id_of
         self._memory_s = memory_s
+        self._exempt = exempt
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         """Keys by id, remembers, and drops the key."""
@@ -45,7 +60,7 @@ class DropRepeats(beam.PTransform):  # type: ignore[misc]
             | "IntoGlobalWindow" >> beam.WindowInto(GlobalWindows())
             | "KeyById" >> beam.ParDo(_KeyById(self._id_of)).with_output_types(beam.typehints.Tuple[bytes, record_type])
         )
-        fresh = keyed | "Remember" >> beam.ParDo(_Remember(self._memory_s)).with_output_types(record_type)
+        fresh = keyed | "Remember" >> beam.ParDo(_Remember(self._memory_s, self._exempt)).with_output_types(record_type)
         return fresh if windowing.is_default() else fresh | "RestoreWindows" >> beam.WindowInto(windowing)
 
 
@@ -61,8 +76,9 @@ class _Remember(beam.DoFn):  # type: ignore[misc]
     SEEN = ReadModifyWriteStateSpec("seen", coders.VarIntCoder())
     EXPIRY = TimerSpec("expiry", TimeDomain.WATERMARK)
 
-    def __init__(self, memory_s: float) -> None:
+    def __init__(self, memory_s: float, exempt: Callable[[Any], bool] | None = None) -> None:
         self._memory_us = round(memory_s * 1_000_000)
+        self._exempt = exempt
 
     def setup(self) -> None:
         self._repeats = Metrics.counter(NAMESPACE, REPEATS)
@@ -79,7 +95,8 @@ class _Remember(beam.DoFn):  # type: ignore[misc]
         if last_us is None or now.micros > last_us:
             seen.write(now.micros)
             expiry.set(now + Duration(micros=self._memory_us))
-        if last_us is not None and abs(now.micros - last_us) <= self._memory_us:
+        known = last_us is not None and abs(now.micros - last_us) <= self._memory_us
+        if known and not (self._exempt is not None and self._exempt(element[1])):
             self._repeats.inc()
         else:
             yield element[1]

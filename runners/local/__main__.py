@@ -22,7 +22,8 @@ _DESCRIPTION = f"""\
 The local stack as plain processes on 127.0.0.1: Kafka, Flink, Beam's job server and expansion service, a pool of
 Python workers and a small language model.
 
-Parts: {", ".join(part.name for part in PARTS)}; `flink` stands for {", ".join(GROUPS["flink"])}.
+Parts: {", ".join(part.name for part in PARTS if not part.on_request)};
+on request {", ".join(part.name for part in PARTS if part.on_request)}; `flink` stands for {", ".join(GROUPS["flink"])}.
 Ports: {", ".join(f"{flag_name(name)}={port}" for name, port in Ports().as_dict().items())}.
 
 $FARCALL_HOME, $FARCALL_PORTS and $FARCALL_CACHE stand for --home, --ports and the folder of what was fetched.
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="up|down|status|logs")
     up = verbs.add_parser("up", parents=[common], help="start what is not running and wait until it answers")
     up.add_argument("parts", nargs="*", help="only these parts and what they need")
+    up.add_argument("--with", dest="more", action="append", default=[], metavar="PART", help="this part too")
     up.set_defaults(run=_up)
     down = verbs.add_parser("down", parents=[common], help="end what `up` started, and nothing else")
     down.add_argument("parts", nargs="*", help="only these parts")
@@ -84,9 +86,14 @@ def _say(line: str) -> None:
 
 def _up(stack: Stack, given: argparse.Namespace) -> int:
     began_s = time.monotonic()
-    stack.up(given.parts or None, _say)
+    stack.up([*(given.parts or usual()), *given.more] if given.more else given.parts or None, _say)
     _say(f"up in {time.monotonic() - began_s:.1f} s; logs in {stack.place.logs}")
     return 0
+
+
+def usual() -> list[str]:
+    """The names of the parts that are started without being named."""
+    return [part.name for part in PARTS if not part.on_request]
 
 
 def _down(stack: Stack, given: argparse.Namespace) -> int:
@@ -109,7 +116,8 @@ def _status(stack: Stack, given: argparse.Namespace) -> int:
             if row.state == "dead":
                 print(f"\nthe end of {stack.place.log(row.name)}:")
                 print("\n".join(f"    {line}" for line in row.log_tail) or "    (empty)")
-    return 0 if all(row.state == "up" for row in rows) else 1
+    resting = {part.name for part in PARTS if part.on_request}
+    return 0 if all(row.state == "up" or (row.name in resting and row.state == "stopped") for row in rows) else 1
 
 
 def table(rows: Sequence[PartStatus]) -> list[str]:

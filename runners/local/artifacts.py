@@ -145,6 +145,19 @@ def kafka_jars() -> Artifact:
     return _maven("Kafka", "kafka", _ENGINE / "kafka" / "pom.xml")
 
 
+def registry() -> Artifact:
+    """The schema registry, as runners/engine/registry/pom.xml pins: a jar that starts, and what it needs beside it."""
+    return _maven("the schema registry", "registry", _ENGINE / "registry" / "pom.xml", "dependency:unpack")
+
+
+def connect() -> Artifact:
+    """The Kafka Connect worker and the plugin with its connectors, built from runners/engine/connect."""
+    folder = _ENGINE / "connect"
+    sources = sorted(path for path in (folder / "src").rglob("*") if path.is_file())
+    content = b"".join(path.read_bytes() for path in (folder / "pom.xml", *sources))
+    return Artifact("Kafka Connect", f"connect-{_digest(content)}", _fill_connect, MAVEN)
+
+
 def flink() -> Artifact:
     """The Flink distribution: lib, opt and plugins."""
     return Artifact("Flink", f"flink-{FLINK_VERSION}", _fill_flink)
@@ -204,15 +217,23 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _maven(title: str, name: str, pom: Path) -> Artifact:
+def _maven(title: str, name: str, pom: Path, goal: str = "dependency:copy-dependencies") -> Artifact:
     def fill(folder: Path) -> None:
-        goal = "dependency:copy-dependencies"
-        _run(
-            title,
-            [MAVEN.name, "-q", "-B", "-f", str(pom), goal, "-DincludeScope=runtime", f"-DoutputDirectory={folder}"],
-        )
+        build = folder / "build"
+        words = [goal, "-DincludeScope=runtime", f"-DoutputDirectory={folder}", f"-Dbuild.folder={build}"]
+        _run(title, [MAVEN.name, "-q", "-B", "-f", str(pom), *words])
+        shutil.rmtree(build, ignore_errors=True)
 
     return Artifact(title, f"{name}-{_digest(pom.read_bytes())}", fill, MAVEN)
+
+
+def _fill_connect(folder: Path) -> None:
+    build = folder / "build"
+    pom = ["-q", "-B", "-f", str(_ENGINE / "connect" / "pom.xml"), f"-Dbuild.folder={build}"]
+    copy = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
+    _run("Kafka Connect", [MAVEN.name, *pom, "package", *copy])
+    shutil.move(build / "farcall-connect.jar", folder / "farcall-connect.jar")
+    shutil.rmtree(build)
 
 
 def _fill_flink(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The settings files of Kafka and Flink, and the memory of each JVM."""
+"""The settings files of Kafka, Kafka Connect and Flink, and the memory of each JVM."""
 
 from __future__ import annotations
 
@@ -63,6 +63,27 @@ class TaskManagerMemory:
             "taskmanager.memory.jvm-overhead.max": f"{self.overhead_mib}m",
         }
         return tuple(word for name, value in shares.items() for word in ("-D", f"{name}={value}"))
+
+
+def connect_properties(ports: Ports, data: Path) -> str:
+    """The settings of a Kafka Connect worker in one process. Records are bytes as they are, unless a connector says otherwise."""
+    converter = "org.apache.kafka.connect.converters.ByteArrayConverter"
+    return _lines(
+        {
+            "bootstrap.servers": ports.address("kafka"),
+            "listeners": f"http://{ports.address('connect')}",
+            "key.converter": converter,
+            "value.converter": converter,
+            "header.converter": "org.apache.kafka.connect.storage.SimpleHeaderConverter",
+            "offset.storage.file.filename": data / "offsets",
+            "offset.flush.interval.ms": 1_000,
+            # Connectors are on the class path and say so in META-INF/services: no search through every jar.
+            "plugin.discovery": "service_load",
+            "config.providers": "env",
+            "config.providers.env.class": "org.apache.kafka.common.config.provider.EnvVarConfigProvider",
+        },
+        "=",
+    )
 
 
 def kafka_properties(ports: Ports, data: Path) -> str:

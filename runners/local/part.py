@@ -87,7 +87,8 @@ class Part:
     `command` renders the settings files and says what to start; it is called after all `artifacts` are in the cache.
     `probe` answers None when the part really works, else a few words on what is still missing; it takes at most two
     seconds. `port_names` are fields of `Ports`, the first the one a client connects to. `requires` names parts without
-    which this one is of no use. `memory_mib` is what it may use at most, for the table in the docs.
+    which this one is of no use. `memory_mib` is what it may use at most, for the table in the docs. A part `on_request` is
+    started only where it is named.
     """
 
     name: str
@@ -99,3 +100,4 @@ class Part:
     requires: tuple[str, ...] = ()
     ready_within_s: float = 60.0
     memory_mib: int = 0
+    on_request: bool = False

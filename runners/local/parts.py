@@ -208,6 +208,40 @@ def _llm(place: Place) -> Command:
     return Command(llm.command(place.ports.llm))
 
 
+def _registry(place: Place) -> Command:
+    folder = artifacts.path_of(artifacts.registry())
+    words = _java(
+        place,
+        *_MODEST,
+        "-Xmx192m",
+        "-XX:MaxMetaspaceSize=192m",
+        f"-Dquarkus.http.host={HOST}",
+        f"-Dquarkus.http.port={place.ports.registry}",
+        "-Dquarkus.http.access-log.enabled=false",
+        "-Dquarkus.banner.enabled=false",
+        # Schemas outlive the process: a subject that was registered yesterday is still there.
+        f"-Dapicurio.datasource.url=jdbc:h2:file:{_folder(place.data / 'registry')}/registry",
+        "-jar",
+        *(str(jar) for jar in sorted(folder.glob("*-runner.jar"))[:1]),
+    )
+    return Command(words, {"MALLOC_ARENA_MAX": "2"})
+
+
+def _connect(place: Place) -> Command:
+    settings = place.conf / "connect.properties"
+    _write(settings, flinkconf.connect_properties(place.ports, _folder(place.data / "connect")))
+    words = _java(
+        place,
+        *_MODEST,
+        "-Xms64m",
+        "-Xmx192m",
+        "-XX:MaxMetaspaceSize=160m",
+        "org.apache.kafka.connect.cli.ConnectStandalone",
+        str(settings),
+    )
+    return Command(words, _java_env(artifacts.path_of(artifacts.connect())))
+
+
 def _write(path: Path, content: str) -> None:
     _folder(path.parent)
     path.write_text(content)
@@ -280,6 +314,27 @@ PARTS: tuple[Part, ...] = (
         port_names=("llm",),
         artifacts=lambda: (artifacts.llm_environment(),),
         memory_mib=600,
+    ),
+    Part(
+        "registry",
+        _registry,
+        lambda place: probes.http(f"http://{place.ports.address('registry')}/apis/registry/v3/system/info"),
+        port_names=("registry",),
+        artifacts=lambda: (artifacts.registry(),),
+        tools=(JAVA,),
+        memory_mib=400,
+        on_request=True,
+    ),
+    Part(
+        "connect",
+        _connect,
+        lambda place: probes.http(f"http://{place.ports.address('connect')}/health"),
+        port_names=("connect",),
+        artifacts=lambda: (artifacts.connect(),),
+        tools=(JAVA,),
+        requires=("kafka",),
+        memory_mib=450,
+        on_request=True,
     ),
 )
 """Every part of the real stack, in the order they are shown."""

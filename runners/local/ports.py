@@ -29,6 +29,8 @@ class Ports:
     llm: int = 18088
     metrics_jobmanager: int = 19249
     metrics_taskmanager: int = 19250
+    registry: int = 18082
+    connect: int = 18083
 
     @classmethod
     def parse(cls, text: str, base: Ports | None = None) -> Ports:

@@ -34,7 +34,7 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where a client finds what; all ``host:port`` but `llm`, a base URL that ends in ``/v1``."""
+    """Where a client finds what: ``host:port``, but `llm` (it ends in ``/v1``), `registry` and `connect` are base URLs."""
 
     kafka: str
     flink: str
@@ -43,6 +43,8 @@ class Endpoints:
     expansion: str
     workers: str
     llm: str
+    registry: str
+    connect: str
     metrics: tuple[str, str]
 
 
@@ -108,11 +110,13 @@ class Stack:
             expansion=at("expansion"),
             workers=at("workers"),
             llm=f"http://{at('llm')}/v1",
+            connect=f"http://{at('connect')}",
+            registry=f"http://{at('registry')}/apis/ccompat/v7",
             metrics=(at("metrics_jobmanager"), at("metrics_taskmanager")),
         )
 
     def up(self, parts: Iterable[str] | None = None, report: Report = lambda _: None) -> None:
-        """Start what is not running of `parts` (all of them without a word) and wait until each really answers.
+        """Start what is not running of `parts` (without a word all but those on request) and wait until each really answers.
 
         Raises SettingsError before anything is started, for an unknown part, a missing program or a taken port;
         StackError with the end of its log for a part that ended or was not ready in time. The others stay up.
@@ -168,7 +172,7 @@ class Stack:
     def _resolve(self, parts: Iterable[str] | None, with_required: bool = True) -> list[str]:
         """The names of the parts meant, in the order of the stack, with what they need."""
         if parts is None:
-            return list(self._parts)
+            return [name for name, part in self._parts.items() if not part.on_request]
         asked = [name for word in parts for name in GROUPS.get(word, (word,))]
         for name in asked:
             if name not in self._parts:

@@ -83,6 +83,9 @@ CASES = {
     "open-inference binary": Case(
         "open-inference", "", tensors, lambda number: {"sum": sums(number)}, {"options": {"binary": True}}
     ),
+    "open-inference negotiated": Case(
+        "open-inference", "", tensors, lambda number: {"sum": sums(number)}, {"options": {"binary": "auto"}}
+    ),
     "tensorflow-serving": Case("tensorflow-serving", "", value, value_sum),
     "tensorflow-serving rows of tensors": Case("tensorflow-serving", "", tensors, sums),
     "tensorflow-serving columns": Case("tensorflow-serving", "", tensors, sums, {"options": {"format": "column"}}),

@@ -18,12 +18,14 @@ from typing import Any, Self
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from pipeline.cases.support.case import SUPPORT
 from runners.flink_rest import FlinkRest
 from runners.local import topics
 from runners.local.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[2]
-OUT_TOPICS = ("support.chat.replies", "support.email.replies", "support.call.replies", "support.dead-letters")
+OUT_TOPICS = (*SUPPORT.output_topics, SUPPORT.dead_letter_topic)
+"""Where outcomes go."""
 
 
 def until(what: str, seen: Callable[[], Any], timeout_s: float = 90.0) -> Any:
@@ -63,11 +65,13 @@ class Topics:
     tag: str
     input: str = field(init=False)
     renamed: Mapping[str, str] = field(init=False)
+    side: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.input = f"{self.tag}.events"
         self.renamed = {name: f"{self.tag}.{name}" for name in OUT_TOPICS}
-        topics.create_topics(self.kafka, [self.input, *self.renamed.values()], 4)
+        self.side = {name: f"{self.tag}.{name}" for name in SUPPORT.side_topics}
+        topics.create_topics(self.kafka, [self.input, *self.renamed.values(), *self.side.values()], 4)
 
     @property
     def kafka(self) -> str:
@@ -76,7 +80,7 @@ class Topics:
     def flags(self, folder: Path) -> list[str]:
         """The flags that make a job read and write these topics."""
         file = folder / f"{self.tag}.topics.yaml"
-        file.write_text(json.dumps(dict(self.renamed)))
+        file.write_text(json.dumps({**self.renamed, **self.side}))
         config = folder / f"{self.tag}.kafka.yaml"
         config.write_text(json.dumps({"consumer": {"group.id": self.tag}}))
         return [
@@ -97,7 +101,7 @@ class Topics:
         return count
 
     def read(self) -> dict[str, list[Any]]:
-        """Every record of the output topics, by the case's own topic names. Fails where Kafka does not give one that it had."""
+        """Every outcome in the output topics, by the case's own topic names. Fails where Kafka does not give one that it had."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self.kafka,

@@ -11,7 +11,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from tests.flow.doubles import DIRECT, beam_options
 from transforms.apply import MAX_MESSAGE, Apply, Count
-from transforms.errors import BadEvent, BadReply, SettingsError
+from transforms.errors import BadEvent, BadReply, SettingsError, Unavailable
 from transforms.metrics import counter
 from transforms.records import DeadLetter, OutputRecord, SourceRecord
 
@@ -33,7 +33,22 @@ def convert(one: SourceRecord) -> OutputRecord:
         raise KeyError("field")
     if text == "settings":
         raise SettingsError("A mistake of ours, which is no BadEvent.")
+    if text == "away":
+        raise Unavailable("What the step needs does not answer.")
     return OutputRecord("out", one.value)
+
+
+class Prepared:
+    """A function that must be made ready where it runs."""
+
+    ready = False
+
+    def setup(self) -> None:
+        self.ready = True
+
+    def __call__(self, one: SourceRecord) -> OutputRecord:
+        assert self.ready
+        return convert(one)
 
 
 def itself(one: SourceRecord) -> SourceRecord:
@@ -105,3 +120,20 @@ def test_the_calls_that_were_made_are_told() -> None:
 def test_no_records() -> None:
     """Nothing in, nothing out on either road."""
     check([], [], [])
+
+
+def test_what_no_record_is_to_blame_for_fails_the_bundle() -> None:
+    """Where a service that the step needs does not answer, the bundle fails and nothing becomes a dead letter."""
+    with pytest.raises(Unavailable, match="does not answer"):
+        check(["away"], [], [])
+
+
+def test_a_function_is_made_ready_on_the_worker() -> None:
+    """A function with a `setup` has it called before the first record."""
+    with beam.Pipeline(options=beam_options(DIRECT)) as pipeline:
+        applied = (
+            pipeline
+            | beam.Create([record("a")])
+            | Apply(Prepared(), stage="parse", output_type=OutputRecord, source_of=itself, id_of=read_id)
+        )
+        assert_that(applied.good, equal_to([OutputRecord("out", b"a")]))

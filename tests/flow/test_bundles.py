@@ -122,6 +122,7 @@ def test_the_runner_chooses_unless_it_is_said() -> None:
     spark = ["--runner=PortableRunner", "--job_endpoint=127.0.0.1:1"]
     assert options.read([]).ask_mode == "timers"
     assert options.read(["--runner=FlinkRunner"]).ask_mode == "timers"
+    assert options.read(["--runner=PrismRunner"]).ask_mode == "bundles"
     assert options.read(spark).ask_mode == "bundles"
     assert options.read([*spark, "--ask_mode=timers"]).ask_mode == "timers"
     assert options.read(["--ask_mode=bundles"]).ask_mode == "bundles"

@@ -46,6 +46,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("reference.yaml").write_text("common: {sasl.password: '${env:FARCALL_TEST_SECRET}'}\n")
     Path("section.yaml").write_text("consumers: {group.id: a}\n")
     Path("topic.yaml").write_text("support.chat.reply: other\n")
+    Path("avro.yaml").write_text("topics: {support.event: {format: avro, schema: event.avsc}}\n")
+    Path("dead.yaml").write_text("topics: {support.dead-letters: {format: json}}\n")
+    Path("no-schema.yaml").write_text("registry: {url: 'http://r'}\ntopics: {support.chat.replies: {format: avro}}\n")
+    Path("formats-key.yaml").write_text("topics: {support.events: {format: json, scheme: a}}\n")
+    Path("event.avsc").write_text('{"type": "record", "name": "E", "fields": []}')
     Path("bad-name.yaml").write_text("support.chat.replies: 'a b'\n")
     return tmp_path
 
@@ -81,6 +86,24 @@ WRONG: dict[str, tuple[Sequence[str], str]] = {
     "a role that is missing": (["--models=no-answer.yaml"], r"no-answer.yaml: models.answer is missing"),
     "a models file that is not there": (["--models=nowhere.yaml"], r"nowhere.yaml: the file cannot be read"),
     "a models file that is a folder": (["--models=."], r"\.: the file cannot be read"),
+    "a formats file that is not there": (["--formats=nowhere.yaml"], r"nowhere.yaml: the file cannot be read"),
+    "formats of files": (["--formats=avro.yaml"], r"--formats=avro.yaml: formats are those of Kafka's topics"),
+    "a format of no topic": (
+        ["--runner=FlinkRunner", "--formats=avro.yaml"],
+        r"--formats=avro.yaml: topics.support.event: .*did you mean support.events\?",
+    ),
+    "a format of dead letters": (
+        ["--runner=FlinkRunner", "--formats=dead.yaml"],
+        r"--formats=dead.yaml: topics.support.dead-letters: dead letters stay as they came",
+    ),
+    "an output without a schema": (
+        ["--runner=FlinkRunner", "--formats=no-schema.yaml"],
+        r"--formats=no-schema.yaml: topics.support.chat.replies.schema: is missing",
+    ),
+    "an unknown key of a format": (
+        ["--runner=FlinkRunner", "--formats=formats-key.yaml"],
+        r"formats-key.yaml: topics.support.events.scheme: .*did you mean schema\?",
+    ),
     "an empty name of a models file": (["--models="], r"--models=: names no file"),
     "Kafka in on DirectRunner": (["--input=kafka://h:1/t"], r"--input=kafka://… .*DirectRunner.*--runner=FlinkRunner"),
     "Kafka in on PrismRunner": (

@@ -18,12 +18,14 @@ from apache_beam.typehints import Tuple
 from pipeline.cases.support.answer import SupportReply
 from pipeline.cases.support.case import SUPPORT
 from pipeline.cases.support.events import SupportEvent
+from pipeline.cases.support.ticket import Ticket
 from transforms.coders import RecordCoder, coder_of, register
 from transforms.records import Answer, CallFailure, DeadLetter, OutputRecord, SourceRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = SourceRecord(b"\xff", b"k", (("h", b"1"), ("h", None)), "t", 3, 2**40, 1_700_000_000_123)
 EVENT = SUPPORT.parse(SourceRecord(SUPPORT.samples.read_bytes().split(b"\n")[0], topic="t"))
+TICKET = Ticket(EVENT, EVENT.text)
 ANSWER = Answer("Ja – „gut“.", "m", "http://h/v1", "stop", 2, 3, 4, 5.5, 6.5)
 RECORDS = [
     SOURCE,
@@ -33,7 +35,8 @@ RECORDS = [
     ANSWER,
     CallFailure("timeout", "", 1),
     EVENT,
-    SupportReply(EVENT, ANSWER, "Ja."),
+    TICKET,
+    SupportReply(TICKET, ANSWER, "Ja."),
 ]
 
 
@@ -69,7 +72,8 @@ def test_a_fresh_process_gives_the_same_type() -> None:
         "assert type(record) is Expected and type(coder).__name__ == 'RecordCoder'\n"
         "assert type(record.source).__name__ == 'SourceRecord'\n"
         "from pipeline.cases.support.case import SUPPORT\n"
-        "assert SUPPORT.ask(record).messages[1].content\n"
+        "from pipeline.cases.support.ticket import Ticket\n"
+        "assert SUPPORT.ask(Ticket(record, record.text)).messages[1].content\n"
         "print(base64.b64encode(coder.encode(record)).decode())\n"
     )
     encoded = base64.b64encode(RecordCoder(SupportEvent).encode(EVENT)).decode()

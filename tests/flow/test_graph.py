@@ -22,12 +22,21 @@ from apache_beam.transforms.environments import Environment
 from pipeline import options, runs
 from pipeline.build import Steps, build
 from pipeline.cases.support.case import SUPPORT
+from pipeline.cases.support.ticket import Ticket
 from runners import dataflow, direct, flink, portable, prism
 from runners.flink import FlinkEndpoints
 from tests.flow import doubles
 from transforms import coders, dead_letters, files, kafka
 
 TimeDomain = beam_runner_api_pb2.TimeDomain
+STATEFUL = {
+    "AskModel/Ask/Calls": Ticket,
+    "DropRepeats/Remember": SUPPORT.event_type,
+    "RememberHistory/Remember": Ticket,
+    "RepairReplies/Ask/Calls": SUPPORT.output_type,
+}
+"""The stateful steps, and the records that they are given."""
+
 LABELS = Path(__file__).parent / "labels.txt"
 DATAFLOW = ["--runner=DataflowRunner", "--project=p", "--region=europe-west1", "--temp_location=gs://b/tmp"]
 SPARK = ["--runner=PortableRunner", "--job_endpoint=127.0.0.1:7077"]
@@ -113,16 +122,19 @@ def test_the_graph_is_of_parts_every_portable_runner_knows(runner: str) -> None:
 
 @pytest.mark.parametrize("runner", ARGUMENTS)
 def test_the_graph_says_that_it_has_state_and_timers(runner: str) -> None:
-    """The graph requires stateful processing, and its two stateful steps name their cells and the time of their timers."""
+    """The graph requires stateful processing, and its four stateful steps name their cells and the time of their timers."""
     proto = graph_for(runner)
     assert "beam:requirement:pardo:stateful:v1" in proto.requirements
     stateful = {name: payload for name, payload in par_dos(proto).items() if payload.state_specs}
+    calls = (
+        {"cell", "bag"},
+        {"tick": TimeDomain.PROCESSING_TIME, "watchdog": TimeDomain.PROCESSING_TIME, "end": TimeDomain.EVENT_TIME},
+    )
     assert {name: (set(payload.state_specs), timers(payload)) for name, payload in stateful.items()} == {
-        "AskModel/Ask/Calls": (
-            {"cell", "bag"},
-            {"tick": TimeDomain.PROCESSING_TIME, "watchdog": TimeDomain.PROCESSING_TIME, "end": TimeDomain.EVENT_TIME},
-        ),
+        "AskModel/Ask/Calls": calls,
+        "RepairReplies/Ask/Calls": calls,
         "DropRepeats/Remember": ({"seen"}, {"expiry": TimeDomain.EVENT_TIME}),
+        "RememberHistory/Remember": ({"history"}, {"expiry": TimeDomain.EVENT_TIME}),
     }
 
 
@@ -130,10 +142,12 @@ def timers(payload: Any) -> dict[str, int]:
     return {name.removeprefix("ts-"): spec.time_domain for name, spec in payload.timer_family_specs.items()}
 
 
-def test_without_memory_of_repeats_one_stateful_step_is_left() -> None:
+def test_without_memory_of_repeats_its_state_is_gone() -> None:
     """The sibling: what the graph is seen to require follows what it holds."""
     found = par_dos(graph(ARGUMENTS["spark"](), repeat_memory_s=0.0))
-    assert {name for name, payload in found.items() if payload.state_specs} == {"AskModel/Ask/Calls"}
+    assert {name for name, payload in found.items() if payload.state_specs} == STATEFUL.keys() - {
+        "DropRepeats/Remember"
+    }
 
 
 def test_labels_are_those_that_running_jobs_have() -> None:
@@ -151,14 +165,14 @@ def test_labels_are_those_that_running_jobs_have() -> None:
 def test_keyed_records_have_coders_that_last(runner: str) -> None:
     """Into the stateful steps go pairs of bytes and a record in MessagePack; nothing that is pickled is in their state."""
     proto = graph_for(runner)
-    for name in ("AskModel/Ask/Calls", "DropRepeats/Remember"):
+    for name, record_type in STATEFUL.items():
         (step,) = (found for found in proto.components.transforms.values() if found.unique_name == name)
         (collection,) = step.inputs.values()
         pair = proto.components.coders[proto.components.pcollections[collection].coder_id]
         assert pair.spec.urn == "beam:coder:kv:v1"
         key, value = (proto.components.coders[one] for one in pair.component_coder_ids)
         assert key.spec.urn == "beam:coder:bytes:v1"
-        assert record_coder(key=value).record_type is SUPPORT.event_type
+        assert record_coder(key=value).record_type is record_type, name
 
 
 def record_coder(key: Any) -> coders.RecordCoder:
@@ -233,10 +247,11 @@ def test_where_metrics_are_shown_travels_with_the_graph(secrets: options.Setting
     model = secrets.models["answer"]
     shown = dataclasses.replace(secrets, metrics_port="127.0.0.1:9464")
     for settings, wanted in ((secrets, False), (shown, True)):
-        steps = runs.steps_of(settings, model)
+        steps = runs.steps_of(settings, SUPPORT, model)
         built = graph(ARGUMENTS["flink"](), model=model, make_caller=steps.make_caller)
         found = {name for name, pickle in pickled(built).items() if b"127.0.0.1" in pickle and b"WithPage" in pickle}
-        assert found == ({"AskModel/Shard", "AskModel/Ask/Calls"} if wanted else set())
+        asking = {f"{step}/{part}" for step in ("AskModel", "RepairReplies") for part in ("Shard", "Ask/Calls")}
+        assert found == (asking if wanted else set())
 
 
 def test_a_secret_in_the_graph_is_found() -> None:

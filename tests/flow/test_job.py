@@ -17,6 +17,8 @@ import pytest
 from pipeline import options, runs
 from pipeline.build import Steps, build
 from pipeline.cases.support.case import SAMPLES, SUPPORT
+from pipeline.cases.support.events import read_id
+from pipeline.cases.support.scripted import scripted_reply
 from pipeline.outputs import FileWatch
 from pipeline.summary import Summary, unaccounted
 from runners import prism as prism_runner
@@ -24,6 +26,7 @@ from tests.flow.doubles import DIRECT, PRISM, beam_options, model, read_lines
 from transforms import dead_letters, files
 from transforms.ask.shard import Shard
 from transforms.metrics import RECORDS_IN, REPEATS, counter
+from transforms.records import SourceRecord
 from transforms.remote.model_double import Fault, ModelDouble
 
 EXPECTED = json.loads((SAMPLES.parent / "expected.json").read_bytes())
@@ -66,13 +69,23 @@ def run_job(runner: Mapping[str, Any], model_url: str, out: Path, source: Path =
     """Runs the job over `source` to its end."""
     ask_options = {"end_slice_s": 0.25} if runner["runner"] == DIRECT else {}
     pipeline = beam.Pipeline(options=beam_options(**runner))
-    settings = Steps(model=model(model_url), dead_letter_record=dead_letters.to_json, ask_options=ask_options, **steps)
+    orders = SUPPORT.make_orders(out.with_name(f"{out.name}-orders")) if SUPPORT.make_orders else None
+    settings = Steps(
+        model=model(model_url),
+        dead_letter_record=dead_letters.to_json,
+        ask_options=ask_options,
+        orders=orders,
+        **steps,
+    )
     build(pipeline, SUPPORT, files.ReadLines([str(source)]), files.WriteLines(str(out)), settings)
     with prism_runner.Failures() as failures:
         result = pipeline.run()
         failures.wait(result)
     summary = Summary()
-    summary.add(FileWatch(str(out), SUPPORT.output_topics, SUPPORT.dead_letter_topic).poll())
+    watch = FileWatch(
+        str(out), SUPPORT.output_topics, SUPPORT.dead_letter_topic, SUPPORT.side_topics, SUPPORT.escalation_topic
+    )
+    summary.add(watch.poll())
     return Ran(out, summary, counter(result, RECORDS_IN) or 0, counter(result, REPEATS) or 0)
 
 
@@ -89,16 +102,16 @@ def test_every_event_has_one_outcome(ran: Ran) -> None:
     assert ran.unaccounted == 0
     assert ran.summary.copies == 0
     assert (ran.records, ran.repeats) == (EXPECTED["events"], EXPECTED["repeats"])
-    assert Counter(topic for _, topic in ran.replies()) == {
-        f"support.{channel}.replies": count for channel, count in EXPECTED["good"].items()
-    }
+    assert Counter(channel_of(one_id) for one_id, _ in ran.replies()) == EXPECTED["good"]
+    assert Counter(topic for _, topic in ran.replies())["support.escalations"] == ran.summary.escalations > 0
+    assert ran.summary.side == {"support.analytics": GOOD}
     assert Counter((one["stage"], one["error_type"]) for one in ran.dead()) == {
         ("parse", kind): count for kind, count in EXPECTED["bad"].items()
     }
 
 
 def test_every_good_event_has_a_reply_with_its_id(ran: Ran) -> None:
-    """The ids of the replies are those of the good events, each on the topic of its channel."""
+    """The ids of the outcomes are those of the good events, each on the topic of its channel, or with those for a person."""
     expected = {}
     bad = {one["offset"] for one in ran.dead()}
     for number, line in enumerate(LINES):
@@ -106,7 +119,19 @@ def test_every_good_event_has_a_reply_with_its_id(ran: Ran) -> None:
             event = json.loads(line)
             expected[event["id"]] = f"support.{event['channel']}.replies"
     assert len(expected) == GOOD
-    assert sorted(ran.replies()) == sorted(expected.items())
+    found = dict(ran.replies())
+    assert len(found) == len(ran.replies())
+    assert found.keys() == expected.keys()
+    escalated = {one["id"]: one["reasons"] for one in ran.lines("support.escalations")}
+    assert all(escalated.values())
+    assert {one_id: topic for one_id, topic in found.items() if one_id not in escalated} == {
+        one_id: topic for one_id, topic in expected.items() if one_id not in escalated
+    }
+
+
+def channel_of(event_id: str) -> str:
+    """The channel of a sample, which its id names."""
+    return event_id.split("-", maxsplit=1)[0]
 
 
 def test_every_dead_letter_holds_the_untouched_bytes(ran: Ran) -> None:
@@ -164,17 +189,47 @@ def test_a_step_that_does_not_wait_loses_events(tmp_path: Path, monkeypatch: pyt
     assert found.unaccounted > 0
 
 
-def test_a_reply_that_breaks_a_rule_is_a_dead_letter(tmp_path: Path) -> None:
-    """An answer without a word goes to no customer: its event is a dead letter of the stage check, with the calls it took."""
-    source = part_of_the_samples(tmp_path)
+def test_a_reply_that_breaks_its_schema_twice_is_escalated(runner: dict[str, Any], tmp_path: Path) -> None:
+    """An answer that is no JSON goes to no customer: the model is asked once more, and then a person answers."""
+    source = part_of_the_samples(tmp_path, every=9)
     with ModelDouble(reply=lambda _: " … ") as wordless:
-        found = run_job({"runner": DIRECT}, wordless.base_url, tmp_path / "out", source)
-        asked = wordless.requests
-    assert found.replies() == []
-    checked = [one for one in found.dead() if one["stage"] == "check"]
-    assert {(one["error_type"], one["attempts"]) for one in checked} == {("blank", 1)}
-    assert len(checked) == asked > 0
+        found = run_job(runner, wordless.base_url, tmp_path / "out", source)
+        asked = wordless.stats()
+    escalated = found.lines("support.escalations")
+    assert {topic for _, topic in found.replies()} == {"support.escalations"}
+    assert {(one["reasons"][0], one["attempts"]) for one in escalated} == {("reply:not-json", 2)}
+    assert sorted(asked.attempts) == sorted(f"{one['id']}{again}" for one in escalated for again in ("", "#repair"))
     assert found.unaccounted == 0
+
+
+def test_a_reply_that_is_put_right_is_sent(tmp_path: Path) -> None:
+    """Where the second answer keeps to the schema, the customer gets it."""
+    source = part_of_the_samples(tmp_path, every=9)
+    with ModelDouble(reply=lambda said: scripted_reply(said) if "cannot be used" in said else "well") as late:
+        found = run_job({"runner": DIRECT}, late.base_url, tmp_path / "out", source)
+    sent = [one for topic in SUPPORT.output_topics[:3] for one in found.lines(topic)]
+    assert sent
+    assert {one["attempts"] for one in sent} == {2}
+    assert {tuple(one["problems"]) for one in found.lines("support.analytics")} == {("not-json",)}
+    assert found.unaccounted == 0
+
+
+def test_a_second_try_without_an_answer_is_escalated(tmp_path: Path) -> None:
+    """A server that refuses the second call costs no event its outcome: a person answers."""
+    source = part_of_the_samples(tmp_path, every=9)
+    with ModelDouble(reply=lambda _: "well") as broken:
+        broken.set_faults(*_refusals(source))
+        found = run_job({"runner": DIRECT}, broken.base_url, tmp_path / "out", source)
+    reasons = {tuple(one["reasons"][:2]) for one in found.lines("support.escalations")}
+    assert reasons == {("reply:not-json", "reply:repair-failed")}
+    assert found.unaccounted == 0
+
+
+def _refusals(source: Path) -> Iterator[Fault]:
+    for line in source.read_bytes().splitlines():
+        event_id = read_id(SourceRecord(value=line))
+        if event_id is not None:
+            yield Fault("status", status=400, id=f"{event_id}#repair")
 
 
 def test_an_event_without_an_answer_is_a_dead_letter(double: ModelDouble, tmp_path: Path) -> None:
@@ -184,7 +239,7 @@ def test_an_event_without_an_answer_is_a_dead_letter(double: ModelDouble, tmp_pa
     asked = [one for one in found.dead() if one["stage"] == "ask"]
     assert asked
     assert {(one["error_type"], one["attempts"], one["id"].split("-")[0]) for one in asked} == {("refused", 1, "chat")}
-    assert {topic for _, topic in found.replies()} == {"support.email.replies", "support.call.replies"}
+    assert {channel_of(one_id) for one_id, _ in found.replies()} == {"email", "call"}
     assert found.unaccounted == 0
 
 

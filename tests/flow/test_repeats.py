@@ -15,7 +15,7 @@ from tests.flow.doubles import DIRECT, Append, beam_options, read_lines
 from transforms.coders import register
 from transforms.metrics import REPEATS, counter
 from transforms.records import Answer, CallFailure, SourceRecord
-from transforms.repeats import DEFAULT_MEMORY_S, DropRepeats, _Remember
+from transforms.repeats import DEFAULT_MEMORY_S, REPLAY_HEADER, DropRepeats, _Remember, is_replayed
 
 register(SourceRecord, Answer, CallFailure)
 
@@ -136,3 +136,28 @@ def test_a_negative_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="-1"):
         DropRepeats(id_of, -1.0)
     assert DEFAULT_MEMORY_S == 600.0
+
+
+def test_a_record_that_is_exempt_passes(tmp_path: Path) -> None:
+    """What was sent again on purpose passes though its id is known, is not counted, and is remembered like any other."""
+    pipeline = beam.Pipeline(options=beam_options(DIRECT))
+    batch = [("a", 1.0), ("a", 2.0), ("a", 3.0)]
+    made = pipeline | beam.Create([batch], reshuffle=False) | beam.ParDo(Stamp()).with_output_types(SourceRecord)
+    passed = made | DropRepeats(id_of, 10.0, exempt=is_second)
+    _ = passed | beam.ParDo(ToFacts()) | beam.ParDo(Append(tmp_path / "out", "failed"))
+    result = pipeline.run()
+    result.wait_until_finish()
+    assert sorted(line["id"] for line in read_lines(tmp_path / "out")) == ["a0", "a1"]
+    assert counter(result, REPEATS) == 1
+
+
+def is_second(record: SourceRecord) -> bool:
+    return record.offset == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"), [((), False), (((REPLAY_HEADER, b"ask"),), True), (((REPLAY_HEADER, None),), True)]
+)
+def test_a_replayed_record_is_known_by_its_header(headers: Any, expected: bool) -> None:
+    """The header alone says that a record was sent again, whatever its value."""
+    assert is_replayed(SourceRecord(b"", headers=headers)) is expected

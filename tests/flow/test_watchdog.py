@@ -152,3 +152,12 @@ def test_the_tick_holds_the_earliest_event_time(runner: Runner) -> None:
     assert (runner.tick.times_set, runner.tick._input_timestamp) == (1, Timestamp(50))
     runner.take("e3", 40.0)
     assert (runner.tick.fires, runner.tick._input_timestamp) == (fires, Timestamp(40))
+
+
+def test_an_end_that_came_early_is_set_again(runner: Runner, double: ModelDouble) -> None:
+    """Where the end fires though records are still to come, the next one sets it again, and it waits for that one too."""
+    runner.take("e1", 5.0)
+    assert [pair.value[0].id for pair in runner.finish()] == ["e1"]
+    runner.take("e2", 6.0)
+    assert runner.end.times_set == 2
+    assert [pair.value[0].id for pair in runner.finish()] == ["e2"]

@@ -7,10 +7,11 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import apache_beam as beam
 import msgspec
@@ -19,13 +20,17 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import runners
-from pipeline import options
+from pipeline import options, replay
 from pipeline.registry import CASES
 from runners.local import __main__ as stack_command
 from runners.local.parts import PARTS
 from runners.local.ports import Ports
 from transforms import dead_letters, errors, metrics
 from transforms.files import WriteLines
+from transforms.formats import codec
+from transforms.formats import settings as formats
+from transforms.formats.registry import LEVELS, RegistrySettings
+from transforms.formats.settings import read_formats
 from transforms.records import DeadLetter, OutputRecord, SourceRecord
 from transforms.remote import models_file, names, prometheus, protocols, telemetry
 from transforms.remote.auth import Auth, GoogleAuth
@@ -158,6 +163,9 @@ def commands(text: str) -> Iterator[str]:
 def test_commands_in_the_documents_have_flags_that_exist(block: str) -> None:
     """Every command shown has only flags that this program, Beam or the runner knows."""
     for line in commands(block):
+        if "pipeline.replay" in line:
+            replay.parser().parse_args(shlex.split(line)[3:])
+            continue
         words = [word for word in shlex.split(line, comments=True) if word.startswith("-")]
         own, rest = options.parser().parse_known_args([word for word in words if word != "-m"])
         runner = runners.named(own.runner)
@@ -194,14 +202,28 @@ def test_roles_and_protocols_are_in_the_guide(words: tuple[str, ...]) -> None:
     assert [word for word in words if f"`{word}`" not in text_of(MODELS)] == []
 
 
+def test_every_key_of_a_format_is_in_the_reference_and_no_other() -> None:
+    """The tables of formats.md name exactly the keys of formats.yaml, and every kind, level and naming."""
+    text = text_of("docs/reference/formats.md")
+    kinds = (formats._FileKeys, formats._TopicKeys, RegistrySettings)
+    rows = re.findall(r"^\| (`.*?) \|", section(text, "The file"), re.MULTILINE)
+    shown = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(shown) == sorted(name for kind in kinds for name in kind.__struct_fields__)
+    assert first_cells(section(text, "Kinds")) == list(codec.KINDS)
+    words = (*LEVELS, *get_args(formats.Naming), *get_args(formats.Format))
+    assert [word for word in words if f"`{word}`" not in text] == []
+
+
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_yaml_in_the_documents_is_read(block: str, tmp_path: Path) -> None:
     """Every YAML example is taken by the code that reads such a file; its first line names the file."""
     path = tmp_path / "example.yaml"
+    shutil.copytree(ROOT / "pipeline" / "cases" / "support" / "schemas", tmp_path / "schemas")
     path.write_text(block, encoding="utf-8")
     readers = {
         "# models.yaml": read_models,
-        "# kafka.yaml": lambda file: options._kafka_config(str(file)).producer,
+        "# kafka.yaml": lambda file: options.read_kafka_config(str(file)).producer,
+        "# formats.yaml": read_formats,
         "# topics.yaml": lambda file: options._topics(str(file), "support"),
     }
     assert readers[block.splitlines()[0]](path)
@@ -294,7 +316,7 @@ def test_every_topic_is_in_the_reference(case: Any) -> None:
     """The table of a case's topics names exactly those that it reads and writes."""
     text = section(text_of("docs/reference/topics.md"), f"`--case={case.name}`")
     topics = [cell for cell in first_cells(text) if "." in cell]
-    assert sorted(topics) == sorted([case.input_topic, *case.output_topics, case.dead_letter_topic])
+    assert sorted(topics) == sorted([case.input_topic, *case.all_topics])
 
 
 LETTER = DeadLetter(SourceRecord(b"value"), "parse", "not-json", "A sentence.", 0, "e1")

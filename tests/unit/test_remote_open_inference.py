@@ -14,6 +14,7 @@ from transforms.remote.open_inference import (
     DATATYPES,
     HEADER_LENGTH,
     InferReply,
+    OpenInference,
     Tensor,
     binary_request,
     infer_path,
@@ -23,6 +24,8 @@ from transforms.remote.open_inference import (
     request_body,
     split_rows,
 )
+from transforms.remote.protocols import ProtocolSettings
+from transforms.remote.questions import Tensors
 
 FLOATS = Tensor("scores", "FP32", (3, 2), [1.0, 1.5, 2.0, 2.5, 3.0, 3.5])
 
@@ -336,3 +339,18 @@ def test_binary_data_is_smaller_than_json() -> None:
     chance = random.Random(1)
     tensor = Tensor("x", "FP32", (1000,), np.array([chance.random() for _ in range(1000)], np.float32))
     assert len(binary_request([tensor])[0]) < len(request_body([tensor])) / 2
+
+
+def test_the_form_is_negotiated() -> None:
+    """With `auto` JSON is sent with the wish for binary data, and binary data once an answer has been so; else JSON for ever."""
+    question = Tensors((Tensor("x", "FP32", (1,), [1.0]),))
+    for answers_binary in (False, True):
+        protocol = OpenInference(ProtocolSettings(model="m", params={"a": 1}, options={"binary": "auto"}))
+        first = protocol.request([question])
+        assert json.loads(first.body)["parameters"] == {"a": 1, "binary_data_output": True}
+        answered = {"name": "y", "shape": [1], "datatype": "FP32", "parameters": {"binary_data_size": 4}}
+        header = body(answered if answers_binary else output(shape=[1], data=[0.0]))
+        given, headers = binary(header, b"\0\0\0\0") if answers_binary else (header, {})
+        (reply,) = protocol.replies([question], headers, given)
+        assert reply.value == {"y": [0.0]}
+        assert (HEADER_LENGTH in protocol.request([question]).headers) == answers_binary

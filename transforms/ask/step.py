@@ -426,6 +426,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         watchdog.clear()
         shard.mark_no_tick(cell)
         # The job may go on: Flink ends the input of one that it stops with a savepoint, before the savepoint (docs/adr/0013).
+        # And Prism fires early where a step before this one is slow.
         shard.mark_end(cell, is_set=False)
 
     def _touch(self, key: bytes, cell: Any, bag: Any) -> Shard:

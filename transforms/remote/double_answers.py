@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -64,15 +65,46 @@ def embedding_of(text: str) -> list[float]:
     return [float(len(data)), sum(data) / 256.0]
 
 
+def reply_text(message: str) -> str:
+    """Return the double's reply to a user message: a pure function of it."""
+    return f"Reply {blake2b(message.encode(), digest_size=4).hexdigest()} to: {message[:80]}"
+
+
+def conforming(schema: Mapping[str, Any], text: str) -> Any:
+    """Return a value that keeps to a JSON schema of plain words, as a server that obeys schemas gives.
+
+    Strings are `text`, numbers the greatest allowed (else 1), arrays empty, truth values false, and of an ``enum`` the first.
+    """
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type")
+    if kind == "object":
+        return {name: conforming(below, text) for name, below in schema.get("properties", {}).items()}
+    if kind == "string":
+        return "en" if "pattern" in schema else text[: schema.get("maxLength")]
+    if kind in ("number", "integer"):
+        return schema.get("maximum", 1)
+    return {"array": [], "boolean": False}.get(str(kind))
+
+
 class _Message(msgspec.Struct):
     role: str
     content: str
+
+
+class _JsonSchema(msgspec.Struct):
+    schema: dict[str, Any] = {}
+
+
+class _ResponseFormat(msgspec.Struct):
+    json_schema: _JsonSchema | None = None
 
 
 class _ChatRequest(msgspec.Struct):
     model: str
     messages: list[_Message]
     stream: bool = False
+    response_format: _ResponseFormat | None = None
 
 
 _chat_requests = msgspec.json.Decoder(_ChatRequest)
@@ -82,6 +114,9 @@ def _chat(_path: str, _headers: Mapping[str, str], body: bytes, reply: ReplyText
     asked = _chat_requests.decode(body)
     said = [message.content for message in asked.messages if message.role == "user"]
     text = reply(said[-1] if said else "")
+    if reply is reply_text and asked.response_format and asked.response_format.json_schema:
+        value = conforming(asked.response_format.json_schema.schema, text.partition(" to: ")[0])
+        text = msgspec.json.encode(value).decode()
     usage = _usage(sum(len(message.content.split()) for message in asked.messages), len(text.split()))
     common: dict[str, Any] = {"id": "chatcmpl-double", "created": 0, "model": asked.model}
     if not asked.stream:

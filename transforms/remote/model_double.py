@@ -39,7 +39,7 @@ import msgspec
 from aiohttp import web
 
 from transforms.remote.clock import SystemClock
-from transforms.remote.double_answers import GoodAnswer, NoSuchPathError, good_answer
+from transforms.remote.double_answers import GoodAnswer, NoSuchPathError, good_answer, reply_text
 from transforms.remote.loop import new_event_loop
 
 T = TypeVar("T")
@@ -127,11 +127,6 @@ class Stats(msgspec.Struct, frozen=True):
 _faults = msgspec.json.Decoder(tuple[Fault, ...])
 
 
-def reply_text(message: str) -> str:
-    """Return the double's reply to a user message: a pure function of it."""
-    return f"Reply {blake2b(message.encode(), digest_size=4).hexdigest()} to: {message[:80]}"
-
-
 def latency_s(seed: int, key: str, median_ms: float, sigma: float) -> float:
     """Return the latency of the request with the id `key` in seconds.
 
@@ -147,7 +142,8 @@ class ModelDouble:
     """A model server in a thread of this process, from ``with`` to its end. All of it may be used from any thread.
 
     `latency_ms` is the median and `sigma` the shape of the log-normal latency; `faults` as `Fault` says; `reply` makes
-    the text; with `token`, requests without ``Authorization: Bearer {token}`` get 401. The pieces of a stream come `piece_ms` after
+    the text (by default `reply_text`, or a value of the JSON schema that a request asks for);
+    with `token`, requests without ``Authorization: Bearer {token}`` get 401. The pieces of a stream come `piece_ms` after
     each other. With `tls`, the context of a server, it speaks HTTPS. Port 0 takes any free one.
     """
 

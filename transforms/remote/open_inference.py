@@ -10,13 +10,13 @@ The binary extension puts elements behind the JSON, little-endian and without ga
 a half of JSON's bytes, and is the only form of FP16. Elements of BYTES are `bytes` here in both forms; in JSON they
 travel as text in UTF-8, in binary each behind its length in four bytes.
 
-Defaults: JSON, all outputs of the model, no version.
+Which form a server has is negotiated with ``binary: auto``. Defaults: JSON, all outputs of the model, no version.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -100,13 +100,14 @@ _encoder = msgspec.json.Encoder()
 class InferenceOptions(msgspec.Struct, frozen=True):
     """The protocol's own options.
 
-    `version` is the model's; `outputs` are the wanted ones, all where it is empty; `binary` sends and asks for binary data, for
-    servers that have the extension, such as Triton.
+    `version` is the model's; `outputs` are the wanted ones, all where it is empty; `binary` true sends and asks for binary data, for
+    servers that have the extension, such as Triton. With ``auto`` it is asked for, and sent once an answer has been binary: a server
+    without the extension passes over the wish.
     """
 
     version: str | None = None
     outputs: tuple[str, ...] = ()
-    binary: bool = False
+    binary: bool | Literal["auto"] = False
 
 
 class OpenInference:
@@ -128,6 +129,8 @@ class OpenInference:
         self._options = read_options(settings.options, InferenceOptions)
         refuse_stream("open-inference", settings)
         self._path = infer_path(settings.model, self._options.version)
+        self._binary = self._options.binary is True
+        self._asks_for_binary = self._options.binary == "auto"
 
     @property
     def probe_path(self) -> str:
@@ -139,16 +142,20 @@ class OpenInference:
         records = [inputs_of(question, "open-inference") for question in questions]
         try:
             inputs = join_rows(records)
-            if self._options.binary:
+            if self._binary:
                 body, headers = binary_request(inputs, self._settings.params, outputs=self._options.outputs)
                 return Request(self._path, body, headers)
-            return Request(self._path, request_body(inputs, self._settings.params, outputs=self._options.outputs), {})
+            wish = {"binary_data_output": True} if self._asks_for_binary else {}
+            params = {**self._settings.params, **wish}
+            return Request(self._path, request_body(inputs, params, outputs=self._options.outputs), {})
         except (TypeError, ValueError) as error:
             raise Refused(f"The tensors cannot be sent: {error}.", 0) from None
 
     def replies(self, questions: Sequence[Question], headers: Mapping[str, str], body: bytes) -> Sequence[Reply]:
         """Return a reply to each question; see `WireProtocol.replies`."""
         parsed = parse_reply(body, headers)
+        if self._asks_for_binary and not self._binary:
+            self._binary = any(name.lower() == HEADER_LENGTH.lower() for name in headers)
         rows = [inputs_of(question, "open-inference")[0].shape[0] for question in questions]
         model = parsed.model_name
         return [Reply("", None, model, value=values_of(outputs)) for outputs in split_rows(parsed.outputs, rows)]

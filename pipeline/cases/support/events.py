@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NoReturn, TypeGuard, get_args
 import msgspec
 
 from pipeline.cases.support.mail import Attachment, read_mail
-from pipeline.cases.support.transcript import Turn, as_text, read_transcript
+from pipeline.cases.support.transcript import Turn, as_text, read_segments, read_transcript
 from pipeline.cases.support.wording import excerpt, is_blank
 from transforms.errors import BadEvent
 from transforms.records import SourceRecord
@@ -56,6 +56,7 @@ KINDS: Final = frozenset(
         "bad-time",
         "bad-email",
         "bad-vtt",
+        "bad-segments",
         "no-text",
     }
 )
@@ -74,7 +75,8 @@ class SupportEvent(msgspec.Struct, frozen=True, array_like=True):
 
     `text` is what the customer said, as it goes to the model; of a call, what both sides said, a line per turn. `at_ms`
     is the event's own time in Unix milliseconds. `subject` and `attachments` come with e-mails, `turns` with calls.
-    `source` is the record as it came in.
+    `source` is the record as it came in. `message_id`, `references`, `sender` and `sender_name` are an e-mail's, as `mail.Mail`
+    has them.
     """
 
     id: str
@@ -86,6 +88,10 @@ class SupportEvent(msgspec.Struct, frozen=True, array_like=True):
     subject: str | None = None
     turns: tuple[Turn, ...] = ()
     attachments: tuple[Attachment, ...] = ()
+    message_id: str | None = None
+    references: tuple[str, ...] = ()
+    sender: str | None = None
+    sender_name: str | None = None
 
 
 def parse_event(record: SourceRecord) -> SupportEvent:
@@ -105,11 +111,32 @@ def parse_event(record: SourceRecord) -> SupportEvent:
         mail = read_mail(_string(fields, "raw"))
         text = _readable(mail.text, "the e-mail in `raw` has no text of its own, in no part and no subject")
         return SupportEvent(
-            event_id, channel, customer_id, at_ms, text, record, subject=mail.subject, attachments=mail.attachments
+            event_id,
+            channel,
+            customer_id,
+            at_ms,
+            text,
+            record,
+            subject=mail.subject,
+            attachments=mail.attachments,
+            message_id=mail.message_id,
+            references=mail.references,
+            sender=mail.sender,
+            sender_name=mail.sender_name,
         )
-    turns = read_transcript(_string(fields, "vtt"))
-    text = _readable(as_text(turns), "no cue of the transcript in `vtt` holds a word")
+    turns, text = _call(fields)
     return SupportEvent(event_id, channel, customer_id, at_ms, text, record, turns=turns)
+
+
+def _call(fields: dict[str, Any]) -> tuple[tuple[Turn, ...], str]:
+    """The turns of a call and its text, from the one form of transcript that it has."""
+    if "segments" not in fields:
+        turns = read_transcript(_string(fields, "vtt"))
+        return turns, _readable(as_text(turns), "no cue of the transcript in `vtt` holds a word")
+    if "vtt" in fields:
+        raise BadEvent("bad-segments", "The event has both `vtt` and `segments`; send one form of its transcript.")
+    turns = read_segments(fields["segments"])
+    return turns, _readable(as_text(turns), "no segment of the transcript in `segments` holds a word")
 
 
 def read_id(record: SourceRecord) -> str | None:

@@ -34,6 +34,10 @@ MAX_PARTS = 500
 MAX_MULTIPARTS = 50
 """The most boundaries that a message may declare, and with it how deep its parts may nest."""
 
+MAX_NAME_CHARS = 100
+"""The longest name of a sender that an answer addresses."""
+
+_MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,250}@[!-;=?-~]{1,250}>", re.ASCII)
 _AS_BYTES = frozenset({"base64", "quoted-printable", "x-uuencode", "uuencode", "uue", "x-uue"})
 _STATEFUL = ("iso2022", "hz", "utf-7")
 _UNWANTED = frozenset({"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "mbcs", "oem"})
@@ -53,11 +57,19 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Mail(msgspec.Struct, frozen=True):
-    """What an e-mail says: its subject, its own text without what it quotes, and its attachments."""
+    """What an e-mail says: its subject, its own text without what it quotes, its attachments, and what an answer needs.
+
+    `message_id` and `references` are message ids with their angle brackets; `sender` is the address to answer to (Reply-To, else
+    From), `sender_name` the name beside it. What is not there, or is no such thing, is None or left out.
+    """
 
     subject: str | None
     text: str
     attachments: tuple[Attachment, ...]
+    message_id: str | None = None
+    references: tuple[str, ...] = ()
+    sender: str | None = None
+    sender_name: str | None = None
 
 
 def read_mail(raw: str) -> Mail:
@@ -93,11 +105,32 @@ def _read(raw: str) -> Mail:
     subject = " ".join(encodable(str(message["subject"] or "")).split())
     text = without_history(_body(message))
     opens = "in-reply-to" not in message and "references" not in message
+    own_id = _message_ids(message, "message-id")
+    sender, sender_name = _sender(message)
     return Mail(
         subject=subject or None,
         text=subject if opens and is_blank(text) else text,
         attachments=tuple(_attachment(part) for part in _leaves(message) if not _is_body(part)),
+        message_id=own_id[0] if own_id else None,
+        references=_message_ids(message, "references") or _message_ids(message, "in-reply-to"),
+        sender=sender,
+        sender_name=sender_name,
     )
+
+
+def _message_ids(message: Message[Any, Any], field: str) -> tuple[str, ...]:
+    """The message ids in a field (RFC 5322, section 3.6.4), each once; they go into the header of an answer as they are."""
+    return tuple(dict.fromkeys(_MESSAGE_ID.findall(" ".join(str(message[field] or "").split()))))
+
+
+def _sender(message: Message[Any, Any]) -> tuple[str | None, str | None]:
+    """The address to answer to, and the name beside it."""
+    for field in ("reply-to", "from"):
+        for mailbox in getattr(message[field], "addresses", ()):
+            if mailbox.username and mailbox.domain and mailbox.addr_spec.isprintable():
+                name = " ".join(encodable(mailbox.display_name).split())
+                return mailbox.addr_spec, name if name and name.isprintable() and len(name) <= MAX_NAME_CHARS else None
+    return None, None
 
 
 class _BoundedPolicy(EmailPolicy):

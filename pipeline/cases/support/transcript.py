@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter, itemgetter
+from typing import Any
 
 import msgspec
 
@@ -51,6 +52,44 @@ def read_transcript(vtt: str) -> tuple[Turn, ...]:
     cue above it, or where the file has no cue.
     """
     return tuple(_merged(_spoken(vtt)))
+
+
+def read_segments(segments: Any) -> tuple[Turn, ...]:
+    """Read a transcript in JSON into the turns of its speakers, in the order of the array.
+
+    A segment is an object with `text`, `start_ms` and `end_ms` (integers, from the start of the call) and, where it is known,
+    `speaker`; further members are not looked at. Runs of white space are one space, segments without a word are dropped, and
+    those of one speaker that follow each other are one turn. Raises `BadEvent` of the kind ``bad-segments``, with the number of the
+    segment from 1, for what is none, ends before it starts, or starts before the one above it.
+    """
+    if not isinstance(segments, list) or not segments:
+        raise BadEvent("bad-segments", "The event's `segments` must be an array of one segment or more.")
+    turns, earliest = [], 0
+    for number, segment in enumerate(segments, start=1):
+        turn = _segment(number, segment)
+        if turn.start_ms < earliest:
+            raise _bad_segment(number, "starts before the one above it")
+        earliest = turn.start_ms
+        if not is_blank(turn.text):
+            turns.append(turn)
+    return tuple(_merged(turns))
+
+
+def _segment(number: int, segment: Any) -> Turn:
+    if not isinstance(segment, dict):
+        raise _bad_segment(number, "is no object")
+    text, speaker = segment.get("text"), segment.get("speaker", "")
+    if not isinstance(text, str) or not isinstance(speaker, str):
+        raise _bad_segment(number, "needs `text`, a string, and `speaker`, where there is one, too")
+    times = [segment.get("start_ms"), segment.get("end_ms")]
+    start, end = (time if isinstance(time, int) and not isinstance(time, bool) else -1 for time in times)
+    if start < 0 or end <= start:
+        raise _bad_segment(number, "needs `start_ms` and `end_ms`, integers, the second one greater")
+    return Turn(" ".join(speaker.split()), " ".join(text.split()), start, end)
+
+
+def _bad_segment(number: int, wrong: str) -> BadEvent:
+    return BadEvent("bad-segments", f"Segment {number} of the transcript in `segments` {wrong}.")
 
 
 def as_text(turns: Iterable[Turn]) -> str:

@@ -1,0 +1,164 @@
+"""``python -m benchmarks.formats``: what JSON, Avro and Protobuf cost in bytes and in time, on the sample events.
+
+Prints one Markdown table. Bytes are of one record's value with the prefix of a registry; "in a batch" is the same, without the
+prefix, in a batch of at most 100 values compressed together by zstd, as a producer with ``compression.type=zstd`` sends them. Encode
+is JSON to the format, decode the format to JSON: the steps the pipeline adds for such a topic. Parse is the case's own ``parse`` of
+the JSON, for comparison. Times are of the CPU, medians over `RUNS` runs of all samples, per record, with the least and the greatest
+run.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import zstandard
+
+from pipeline.cases.support import answer
+from pipeline.cases.support.events import parse_event
+from pipeline.cases.support.scripted import reply_json
+from pipeline.cases.support.steps import opened
+from transforms.errors import BadEvent, BadReply
+from transforms.formats import protobuf
+from transforms.formats.codec import Decode, Encode
+from transforms.formats.registry import Schema
+from transforms.formats.settings import TopicFormat
+from transforms.formats.wire import frame
+from transforms.records import Answer, SourceRecord
+
+RUNS = 15
+BATCH = 100
+_PREFIX = len(frame(1, b""))
+_ROOT = Path(__file__).resolve().parents[1] / "pipeline"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Records of one kind, as JSON, with the schemas of their other forms; and what parses one, where a case does."""
+
+    name: str
+    values: Sequence[bytes]
+    forms: Sequence[TopicFormat]
+    parse: Callable[[bytes], object] | None = None
+
+
+def kinds() -> list[Kind]:
+    """Support events by channel, replies to chats, and events of numbers as a fraud case has."""
+    events = forms("support", "event")
+    channels = [
+        Kind(channel, samples(channel, events[0]), events, lambda value: parse_event(SourceRecord(value)))
+        for channel in ("chat", "email", "call")
+    ]
+    replies = [reply_to(value) for value in channels[0].values]
+    return [
+        *channels,
+        Kind("reply", replies, forms("support", "reply")),
+        Kind("fraud", scored(), forms("fraud", "event")),
+    ]
+
+
+def forms(case: str, name: str) -> list[TopicFormat]:
+    """The forms of a case's record, but JSON."""
+    folder = _ROOT / "cases" / case / "schemas"
+    avro = Schema("AVRO", (folder / f"{name}.avsc").read_text())
+    proto = Schema("PROTOBUF", (folder / f"{name}.proto").read_text())
+    return [
+        TopicFormat(topic="t", format="avro", schema=avro),
+        TopicFormat(topic="t", format="protobuf", schema=proto, descriptors=protobuf.compile_schema(proto)),
+    ]
+
+
+def samples(channel: str, form: TopicFormat) -> list[bytes]:
+    """The good sample events of a channel that fit the schema."""
+    encode = Encode({"t": form})
+    found = []
+    for line in (_ROOT / "samples" / "support.jsonl").read_bytes().splitlines():
+        try:
+            event = parse_event(SourceRecord(line))
+            encode.value("t", line)
+        except (BadEvent, BadReply):
+            continue
+        if event.channel == channel:
+            found.append(line)
+    return found
+
+
+def reply_to(value: bytes) -> bytes:
+    """A reply as the support case writes it, whatever its own rules would say of it."""
+    ticket = opened(parse_event(SourceRecord(value)))
+    text = reply_json("Thank you, we are looking into it.")
+    given = Answer(text, "a-model", "http://llm.example.com:8000/v1", "stop", 1, 180, 24, 412.3, 430.8)
+    reply = msgspec.structs.replace(answer.decide(answer.check((ticket, given))), reasons=())
+    return answer.route(reply).value or b""
+
+
+def scored() -> list[bytes]:
+    """100 events of nine numbers each, drawn with a fixed seed."""
+    chance = random.Random(0)  # noqa: S311 - sample data
+    return [
+        msgspec.json.encode(
+            {
+                "id": f"fraud-{number:05}",
+                "at": "2026-03-02T09:30:43.207Z",
+                "features": {f"feature_{one}": round(chance.gauss(0, 1), 6) for one in range(9)},
+            }
+        )
+        for number in range(100)
+    ]
+
+
+def timed(function: Callable[[bytes], object], values: Sequence[bytes]) -> str:
+    """Microseconds per value: the median of the runs, and their range."""
+    times = []
+    for _ in range(RUNS + 1):
+        began_s = time.thread_time()
+        for value in values:
+            function(value)
+        times.append((time.thread_time() - began_s) / len(values) * 1e6)
+    times = sorted(times[1:])  # the first warms up
+    return f"{statistics.median(times):.1f} ({times[0]:.1f}–{times[-1]:.1f})"
+
+
+def in_a_batch(values: Sequence[bytes]) -> float:
+    """Bytes per value where `BATCH` of them, or all where there are fewer, are compressed together."""
+    batch = values[:BATCH]
+    return len(zstandard.ZstdCompressor(level=3).compress(b"".join(batch))) / len(batch)
+
+
+def rows(kind: Kind) -> list[str]:
+    """The rows of a kind, JSON first."""
+    values = kind.values
+    parse = "" if kind.parse is None else timed(kind.parse, values)
+    size = statistics.mean(map(len, values))
+    begin = f"| {kind.name} ({len(values)})"
+    found = [f"{begin} | JSON | {size:,.0f} | 100 % | {in_a_batch(values):,.0f} | | | {parse} |"]
+    for form in kind.forms:
+        encode, decode = Encode({"t": form}), Decode({"t": form})
+        encoded = [encode.value("t", value) for value in values]
+        own = statistics.mean(map(len, encoded)) + _PREFIX + (form.format == "protobuf")
+        times = timed(partial(encode.value, "t"), values), timed(partial(decode.value, "t"), encoded)
+        name = form.format.capitalize()
+        share = f"{100 * own / size:.0f} %"
+        found.append(f"| | {name} | {own:,.0f} | {share} | {in_a_batch(encoded):,.0f} | {times[0]} | {times[1]} | |")
+    return found
+
+
+def main() -> int:
+    """Prints the table."""
+    print("| records | format | bytes | of JSON | in a batch | encode, µs | decode, µs | parse, µs |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kind in kinds():
+        for row in rows(kind):
+            print(row)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
