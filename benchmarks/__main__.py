@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=_words, help=f"contestants, by comma, of {known}; the floor always runs")
     parser.add_argument("--without", type=_words, default=(), help="contestants to leave out, by comma")
     parser.add_argument(
-        "--rate", type=_numbers, help="events a second, by comma (400 with --quick, else 100,200,400,800)"
+        "--rate", type=_numbers, help="events a second, by comma (400 with --quick, else 100,200,400,1000)"
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="measured seconds of each run")
     parser.add_argument(

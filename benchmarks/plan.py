@@ -20,7 +20,7 @@ from transforms.errors import SettingsError
 
 FLOOR = "floor"
 QUICK_RATE = 400.0
-FULL_RATES = (100.0, 200.0, 400.0, 800.0)
+FULL_RATES = (100.0, 200.0, 400.0, 1_000.0)
 FAULTS_RATE = 200.0
 SCALING_RATE = 400.0
 SCENARIOS = ("steady", "stragglers", "quota", "outage", "scaling")

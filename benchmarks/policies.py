@@ -22,6 +22,7 @@ from benchmarks.profile import Profile
 from benchmarks.rig import model_server, stats
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.client import Call, Client, Outcome
+from transforms.remote.concurrency import ConcurrencySettings
 from transforms.remote.fakes import VirtualClock
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.loop import new_event_loop
@@ -38,6 +39,7 @@ ONE, OTHER = "http://one/v1", "http://other/v1"
 SEEDS = (1, 2, 3)
 LOG_NORMAL = Behaviour(median_s=0.2, sigma=0.6)
 DEADLINE_S = 60.0
+_DEFAULT_LIMIT = ConcurrencySettings().algorithm
 
 
 class Course(NamedTuple):
@@ -313,7 +315,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and with ``--publish`` write the result."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="The client's policies held against their targets.")
     parser.add_argument("--only", default="", help="measurements whose name contains this")
-    parser.add_argument("--algorithm", default="gradient", help="adaptive limit: aimd or gradient")
+    parser.add_argument(
+        "--algorithm", default=_DEFAULT_LIMIT, help=f"adaptive limit: aimd or gradient ({_DEFAULT_LIMIT})"
+    )
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds")
     parser.add_argument("--publish", action="store_true", help="write benchmarks/results/policies.json")
     given = parser.parse_args(argv)
