@@ -55,7 +55,9 @@ def _await_leaders(client: AdminClient, names: list[str]) -> None:
         known = client.list_topics(timeout=_REACHED_WITHIN_S).topics
         waiting = {name for name in waiting if name not in known or not _has_leaders(known[name])}
         if waiting and time.monotonic() > until:
-            raise StackError(f"Kafka made the topics {sorted(waiting)} and has no leader for them after {_DONE_WITHIN_S:.0f} s.")
+            raise StackError(
+                f"Kafka made the topics {sorted(waiting)} and has no leader for them after {_DONE_WITHIN_S:.0f} s."
+            )
         if waiting:
             time.sleep(_ASKED_EACH_S)
 
