@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,9 @@ class Case:
     embedded_model: Mapping[str, Any]
     """The settings of the embedded model that suit this case, as in models.yaml, without its address."""
 
+    for_embedded: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of this value, by name, that are others where the embedded model answers: it is small, and shares the machine."""
+
     record_types: tuple[type, ...] = ()
     """The `msgspec.Struct`s that the steps of `before` give."""
 
@@ -144,6 +147,11 @@ class Case:
 
     make_orders: Callable[[Path], DatabaseSettings] | None = None
     """Makes the database that goes with the samples in a folder, and says where it is."""
+
+    @property
+    def embedded(self) -> Case:
+        """The case as the embedded model answers it."""
+        return replace(self, for_embedded={}, **self.for_embedded)
 
     @property
     def all_topics(self) -> tuple[str, ...]:

@@ -125,6 +125,7 @@ def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
         input=settings.input or Kafka(at.kafka, (case.input_topic,)),
         output=settings.output or Kafka(at.kafka),
         models=settings.models or {case.role: runs.embedded_model(case, at.llm)},
+        embedded=settings.models is None,
         samples=fed,
     )
     if isinstance(settings.output, Kafka) and settings.output.servers == at.kafka:

@@ -19,7 +19,7 @@ from transforms.enrich.language import UNKNOWN
 from transforms.errors import BadReply
 from transforms.records import Answer, CallFailure, OutputRecord, SourceRecord
 from transforms.remote.questions import Chat
-from transforms.replies import read_schema
+from transforms.replies import ReplySchema, read_schema
 
 TOPICS = {"chat": "support.chat.replies", "email": "support.email.replies", "call": "support.call.replies"}
 """The topic of each channel's replies."""
@@ -30,12 +30,19 @@ ANALYTICS = "support.analytics"
 SCHEMA = read_schema(Path(__file__).with_name("reply.schema.json"))
 """What the model must answer: sent to servers that keep to a schema, and checked here in any case."""
 
+BRIEF_SCHEMA = read_schema(Path(__file__).with_name("brief.schema.json"))
+"""What a small model must answer: less, since each word of it takes its time."""
+
+UNASKED_CONFIDENCE = 0.5
+"""The confidence of a reply whose model was not asked for one: enough to be no reason for a person."""
+
 
 class SupportReply(msgspec.Struct, frozen=True, array_like=True):
     """A reply of the model with the ticket it answers, and what was found wrong with it.
 
     `answer` is the last one, with the attempts and tokens of both where it was repaired. `first_problems` are those of the first
-    answer, `problems` those that are left. `reasons` say why a person answers; without any, the customer gets `text`.
+    answer, `problems` those that are left. `reasons` say why a person answers; without any, the customer gets `text`. `prompt` is the
+    version that was asked.
     """
 
     ticket: Ticket
@@ -49,6 +56,7 @@ class SupportReply(msgspec.Struct, frozen=True, array_like=True):
     first_problems: tuple[Problem, ...] = ()
     repairs: int = 0
     reasons: tuple[str, ...] = ()
+    prompt: str = prompts.ANSWER
 
 
 def event_id(record: Any) -> str:
@@ -77,23 +85,38 @@ def ask(ticket: Ticket) -> Chat:
     return Chat(prompts.answer_messages(ticket), schema=SCHEMA.schema)
 
 
+def ask_briefly(ticket: Ticket) -> Chat:
+    """The question to a small model, with the schema of its reply."""
+    return Chat(prompts.answer_messages(ticket, prompts.BRIEF), schema=BRIEF_SCHEMA.schema)
+
+
 def check(answered: tuple[Ticket, Answer]) -> SupportReply:
     """The reply, with everything that is wrong with it. Raises nothing: what is wrong decides what becomes of it."""
+    return _checked(answered, SCHEMA, prompts.ANSWER)
+
+
+def check_brief(answered: tuple[Ticket, Answer]) -> SupportReply:
+    """The same of a reply to `ask_briefly`, whose language and claims are read from its text in any case."""
+    return _checked(answered, BRIEF_SCHEMA, prompts.BRIEF)
+
+
+def _checked(answered: tuple[Ticket, Answer], schema: ReplySchema, prompt: str) -> SupportReply:
     ticket, answer = answered
     try:
-        fields = SCHEMA.read(answer.text)
+        fields = schema.read(answer.text)
     except BadReply as error:
         cut = " It was cut off at the limit of tokens: be shorter." if answer.finish_reason == "length" else ""
-        return SupportReply(ticket, answer, problems=(Problem(error.kind, f"{error}{cut}"),))
+        return SupportReply(ticket, answer, problems=(Problem(error.kind, f"{error}{cut}"),), prompt=prompt)
     return SupportReply(
         ticket,
         answer,
         text=fields["reply"].strip(),
-        language=fields["language"],
+        language=fields.get("language", UNKNOWN),
         intent=fields["intent"],
-        needs_human=fields["needs_human"],
-        confidence=float(fields["confidence"]),
+        needs_human=fields.get("needs_human", False),
+        confidence=float(fields.get("confidence", UNASKED_CONFIDENCE)),
         problems=problems_of(ticket, fields, policy()),
+        prompt=prompt,
     )
 
 
@@ -222,7 +245,7 @@ def _facts(reply: SupportReply) -> dict[str, Any]:
         "decision": None if decision is None else msgspec.structs.asdict(decision),
         "confidence": reply.confidence,
         "truncated": answer.finish_reason == "length",
-        "prompt_version": prompts.ANSWER,
+        "prompt_version": reply.prompt,
         "policy_version": policy().version,
         "model": answer.model,
         "role": answer.role,
