@@ -16,6 +16,7 @@ from pipeline.cases.support.evaluation import Labelled, judge_outputs, read_labe
 from pipeline.cases.support.orders import make_database, read_orders
 from pipeline.cases.support.scripted import scripted_reply
 from runners.local.stack import Stack
+from runners.local.topics import create_topics
 from tests.contract import postgresql
 from tests.e2e.engine import Command, Topics, chat, rest, until, write_models
 from transforms.errors import BadEvent
@@ -97,20 +98,24 @@ def jsons(found: dict[str, list[Any]], topic: str) -> list[dict[str, Any]]:
 def test_each_topic_gets_what_it_should(engine: Stack, topics: Topics, orders: str, tmp_path: Path) -> None:
     """Labelled events of every kind end where their labels say, by the rules and the real database of orders.
 
-    Replies by channel, escalations, analytics for both, dead letters for those refused at the door; no personal data of a form that is
-    known reaches the model, the analytics or the colleague.
+    Each channel comes from a topic of its own. Replies leave by channel; escalations; analytics for both; dead letters for what was
+    refused at the door. No personal data of a known form reaches the model, the analytics or the colleague.
     """
     labelled = few()
     script = Script([one for one in labelled if one.labels.parse == "ok"])
     good = {one.id: one for one in labelled if one.labels.parse == "ok"}
     with ModelDouble(0, latency_ms=20.0, reply=script) as double:
         models = write_models(tmp_path / "models.yaml", double.base_url)
-        flags = (FLINK, f"--orders={orders}", f"--models={models}", *topics.flags(tmp_path))
+        channels = {name: f"{topics.tag}.{name}" for name in ("chat", "email", "call", "other")}
+        create_topics(topics.kafka, list(channels.values()), 2)
+        source = f"--input=kafka://{topics.kafka}/{','.join(channels.values())}"
+        flags = (FLINK, source, f"--orders={orders}", f"--models={models}", *topics.flags(tmp_path)[1:])
         with Command(engine, *flags) as command:
             command.flink_job()
             topics.produce(
                 (json.dumps(one.event).encode() for one in labelled),
                 keys=[str(one.event.get("customer_id")).encode() for one in labelled],
+                to=[channels.get(str(one.event.get("channel")), channels["other"]) for one in labelled],
             )
             until("all have an outcome", lambda: sum(map(len, topics.read().values())) >= len(labelled), 90.0)
             command.interrupt()
