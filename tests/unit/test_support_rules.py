@@ -269,6 +269,18 @@ def test_who_answers(made: Ticket, text: str, reasons: tuple[str, ...]) -> None:
     assert orjson.loads(facts.value or b"")["outcome"] == ("escalation" if reasons else "reply")
 
 
+def test_a_person_sees_which_files_came() -> None:
+    """An escalation lists the attachments of an e-mail by name, type and size."""
+    head = 'From: jo@example.com\r\nSubject: A lamp\r\nContent-Type: multipart/mixed; boundary="b"\r\n'
+    parts = (
+        '--b\r\n\r\nMy lawyer will write.\r\n--b\r\nContent-Type: image/png; name="lamp.png"\r\n\r\n1234\r\n--b--\r\n'
+    )
+    record = answer.route(answered(ticket(parts, "email", head=head), reply_json("On its way.")))
+    assert record.topic == answer.ESCALATIONS
+    listed = orjson.loads(record.value or b"")["attachments"]
+    assert listed == [{"name": "lamp.png", "media_type": "image/png", "size_bytes": 4}]
+
+
 def test_a_repair() -> None:
     """What can be put right is asked again with its reason; both calls are counted, and a second failure is a person's."""
     first = answer.check((ticket(), Answer("no", "m", "e", prompt_tokens=3, completion_tokens=1)))

@@ -33,16 +33,13 @@ SCHEMA = read_schema(Path(__file__).with_name("reply.schema.json"))
 BRIEF_SCHEMA = read_schema(Path(__file__).with_name("brief.schema.json"))
 """What a small model must answer: less, since each word of it takes its time."""
 
-UNASKED_CONFIDENCE = 0.5
-"""The confidence of a reply whose model was not asked for one: enough to be no reason for a person."""
-
 
 class SupportReply(msgspec.Struct, frozen=True, array_like=True):
     """A reply of the model with the ticket it answers, and what was found wrong with it.
 
     `answer` is the last one, with the attempts and tokens of both where it was repaired. `first_problems` are those of the first
     answer, `problems` those that are left. `reasons` say why a person answers; without any, the customer gets `text`. `prompt` is the
-    version that was asked.
+    version that was asked; `confidence` is None where the model did not say.
     """
 
     ticket: Ticket
@@ -51,7 +48,7 @@ class SupportReply(msgspec.Struct, frozen=True, array_like=True):
     language: str = UNKNOWN
     intent: str = "other"
     needs_human: bool = False
-    confidence: float = 0.0
+    confidence: float | None = None
     problems: tuple[Problem, ...] = ()
     first_problems: tuple[Problem, ...] = ()
     repairs: int = 0
@@ -114,7 +111,7 @@ def _checked(answered: tuple[Ticket, Answer], schema: ReplySchema, prompt: str) 
         language=fields.get("language", UNKNOWN),
         intent=fields["intent"],
         needs_human=fields.get("needs_human", False),
-        confidence=float(fields.get("confidence", UNASKED_CONFIDENCE)),
+        confidence=float(fields["confidence"]) if "confidence" in fields else None,
         problems=problems_of(ticket, fields, policy()),
         prompt=prompt,
     )
@@ -169,7 +166,8 @@ def reasons_for(reply: SupportReply, shop: Policy) -> list[str]:
     """Why a person must answer: what is wrong with the reply, the model's doubt, the rule, the mood, a danger, the language."""
     ticket, rules = reply.ticket, shop.escalation
     reasons = [f"reply:{problem.kind}" for problem in reply.problems]
-    if not reply.problems and (reply.needs_human or reply.confidence < rules.confidence):
+    unsure = reply.confidence is not None and reply.confidence < rules.confidence
+    if not reply.problems and (reply.needs_human or unsure):
         reasons.append("doubt")
     if ticket.decision is not None and ticket.decision.reason in rules.decisions:
         reasons.append(f"rule:{ticket.decision.reason}")
@@ -226,6 +224,7 @@ def _escalation(reply: SupportReply) -> dict[str, Any]:
         "text": ticket.text,
         "draft": reply.text,
         "orders": [order.id for order in ticket.orders],
+        "attachments": [msgspec.structs.asdict(one) for one in ticket.event.attachments],
         "history": [{"id": one.id, "channel": one.channel, "text": one.text} for one in ticket.history],
     }
 
