@@ -232,11 +232,7 @@ class Case:
     """The field of an event that keys it in Kafka, when samples are fed."""
 
     @property
-    def beside_topics(self) -> tuple[str, ...]:
-        """Every topic whose records are no outcomes."""
-        return (*self.side_topics, *(self.feedback.written_topics if self.feedback else ()))
-
-    @property
     def all_topics(self) -> tuple[str, ...]:
-        """Every topic that the case writes."""
-        return (*self.output_topics, *self.beside_topics, self.dead_letter_topic)
+        """Every topic that the case may write, those of feedback last."""
+        feedback = self.feedback.written_topics if self.feedback else ()
+        return (*self.output_topics, *self.side_topics, self.dead_letter_topic, *feedback)

@@ -16,6 +16,7 @@ import yaml
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import runners
+from pipeline.case import Case
 from pipeline.registry import CASES, case_named
 from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from runners.runner import Runner
@@ -97,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--feedback",
         metavar="WHERE",
-        help="what is known later about outcomes, as labels: a file, or kafka://HOST:PORT[,HOST:PORT]/TOPIC (for the samples: their own)",
+        help="what is known later of outcomes: a file, or kafka://HOST:PORT[,HOST:PORT]/TOPIC (for the samples: their own)",
     )
     add(
         "--kafka_config",
@@ -218,13 +219,7 @@ def _check_together(settings: Settings, runner: Runner) -> None:
     role = case.role
     if settings.models is None and case.embedded_model is None:
         raise SettingsError(f"--case={settings.case} has no embedded model; name its model server with --models=FILE.")
-    if settings.feedback is not None and case.feedback is None:
-        raise SettingsError(f"--feedback: the case {settings.case} knows no feedback.")
-    if isinstance(settings.feedback, Kafka) and not runner.reads_kafka:
-        raise SettingsError(f"--feedback=kafka://… does not work on {settings.runner}, which takes files only.")
-    if settings.feedback is not None and isinstance(settings.feedback, Kafka) != isinstance(settings.input, Kafka):
-        # Of a file and a topic the file would end, and the topic not.
-        raise SettingsError("--feedback and --input must both be files, or both kafka://….")
+    _check_feedback(settings, case, runner)
     if settings.models is not None and role not in settings.models:
         raise SettingsError(f"{settings.models_file}: models.{role} is missing; the case {settings.case} needs it.")
     if isinstance(settings.input, Kafka) and not runner.reads_kafka:
@@ -250,6 +245,21 @@ def _check_together(settings: Settings, runner: Runner) -> None:
     if settings.order == "key" and settings.ask_mode == "bundles":
         raise SettingsError(f"--order=key needs --ask_mode=timers, which is not what {settings.runner} runs with here.")
     runner.check(settings.beam_arguments, settings.engine)
+
+
+def _check_feedback(settings: Settings, case: Case, runner: Runner) -> None:
+    """Refuses feedback that the case does not know, or that cannot be read beside the input."""
+    if settings.feedback is None:
+        return
+    if case.feedback is None:
+        raise SettingsError(f"--feedback: the case {settings.case} knows no feedback.")
+    if isinstance(settings.feedback, Kafka) and not runner.reads_kafka:
+        raise SettingsError(f"--feedback=kafka://… does not work on {settings.runner}, which takes files only.")
+    if settings.input is None and runner.reads_kafka:
+        raise SettingsError("--feedback needs --input=…; the local run without it feeds the feedback of its samples.")
+    if isinstance(settings.feedback, Kafka) != isinstance(settings.input, Kafka):
+        # Of a file and a topic the file would end, and the topic not.
+        raise SettingsError("--feedback and --input must both be files, or both kafka://….")
 
 
 def _check_formats(settings: Settings, runner: Runner, path: str) -> None:

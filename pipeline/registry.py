@@ -32,7 +32,9 @@ def _imported(name: str) -> Case:
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except (ImportError, ValueError) as error:
-        raise SettingsError(f"--case={name}: {module} cannot be imported: {error}. Is its folder on PYTHONPATH?") from None
+        raise SettingsError(
+            f"--case={name}: {module} cannot be imported: {error}. Is its folder on PYTHONPATH?"
+        ) from None
     if not isinstance(found, Case):
         raise SettingsError(f"--case={name}: {module} has no Case of the name {attribute or 'that is left out'}.")
     return found

@@ -119,7 +119,9 @@ def watch(settings: Settings, case: Case, console: Console) -> Watch:
     """Follows the outputs; what an earlier run left in the same files is removed, and said."""
     topics = [settings.topics.get(topic, topic) for topic in case.output_topics]
     dead = settings.topics.get(case.dead_letter_topic, case.dead_letter_topic)
-    side = [settings.topics.get(topic, topic) for topic in case.beside_topics]
+    feedback = case.feedback if feedback_of(settings, case) is not None else None
+    beside = (*case.side_topics, *(feedback.written_topics if feedback else ()))
+    side = [settings.topics.get(topic, topic) for topic in beside]
     escalations = (
         None if case.escalation_topic is None else settings.topics.get(case.escalation_topic, case.escalation_topic)
     )
@@ -258,6 +260,19 @@ def conclude(
     return 0
 
 
+def _with_feedback(settings: Settings) -> Settings:
+    """The settings with a mode of the step in which feedback can be joined behind it.
+
+    DirectRunner does not hold the watermark for calls under way: at the end of input, feedback would be given up while its outcome is
+    still asked for. Raises SettingsError where the order of keys forbids the other mode.
+    """
+    if settings.feedback is None or settings.runner != direct.RUNNER.name or settings.ask_mode == "bundles":
+        return settings
+    if settings.order == "key":
+        raise SettingsError("--order=key does not go with feedback on DirectRunner; use --runner=FlinkRunner.")
+    return replace(settings, ask_mode="bundles")
+
+
 class _Bounded:
     """A run over files, on a runner that has an end: DirectRunner, PrismRunner, or a service that is only submitted to."""
 
@@ -265,7 +280,7 @@ class _Bounded:
         case = case_of(settings)
         source = settings.input or Files((str(case.samples),))
         settings = replace(settings, input=source)
-        self._settings = replace(settings, feedback=feedback_of(settings, case))
+        self._settings = _with_feedback(replace(settings, feedback=feedback_of(settings, case)))
         self._case = case
         self._console = console
         self._stop = stop

@@ -94,7 +94,9 @@ class JoinFeedback(beam.PTransform):  # type: ignore[misc]
             >> beam.ParDo(_KeyHalf(side, self._ids[side])).with_output_types(beam.typehints.Tuple[bytes, Half])
             for side, records in zip((_OUTCOME, _FEEDBACK), both, strict=True)
         ]
-        joined = tuple(keyed) | "Both" >> beam.Flatten() | "Join" >> beam.ParDo(self._join).with_outputs(_LOST, main=_PAIRS)
+        joined = (
+            tuple(keyed) | "Both" >> beam.Flatten() | "Join" >> beam.ParDo(self._join).with_outputs(_LOST, main=_PAIRS)
+        )
         pairs, lost = joined[_PAIRS], joined[_LOST]
         pairs.element_type, lost.element_type = self._pair_type, DeadLetter
         return Joined(pairs, lost)
@@ -132,7 +134,9 @@ class _Join(beam.DoFn):  # type: ignore[misc]
         self._memory_s = memory_s
 
     def setup(self) -> None:
-        self._decoders = {side: msgspec.msgpack.Decoder(kind) for side, kind in self._types.items()}
+        self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+            side: msgspec.msgpack.Decoder(kind) for side, kind in self._types.items()
+        }
         self._counters = {
             name: Metrics.counter(NAMESPACE, name) for name in (JOINED, REPEATED, WITHOUT_FEEDBACK, UNMATCHED)
         }
@@ -174,7 +178,7 @@ class _Join(beam.DoFn):  # type: ignore[misc]
             source=self._source_of(feedback),
             stage=STAGE,
             error_type="unmatched",
-            message=f"No outcome with the id {event_id!r} came within {self._memory_s:g} s of this feedback.",
+            message=f"No outcome with the id {event_id!r} came within {self._memory_s:.0f} s of this feedback.",
             id=event_id,
         )
         yield beam.pvalue.TaggedOutput(_LOST, letter)

@@ -22,7 +22,7 @@ LATE = "late_for_windows"
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):
-    """What a cell of state holds: panes, until when it is needed, and for when its timer is set (the stream's time, Unix milliseconds)."""
+    """What a cell of state holds: panes; until when it is needed, and for when its timer is set (the stream's time, Unix ms)."""
 
     panes: Panes = ()
     end_ms: int = 0

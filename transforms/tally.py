@@ -116,7 +116,7 @@ class _Count(beam.DoFn):  # type: ignore[misc]
         self._tally = tally
 
     def setup(self) -> None:
-        self._counts = msgspec.msgpack.Decoder(self._tally.counts_type)
+        self._counts: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(self._tally.counts_type)
 
     def process(
         self,
@@ -131,7 +131,7 @@ class _Count(beam.DoFn):  # type: ignore[misc]
         counts = self._tally.counts_type() if before is None else self._counts.decode(before.counts)
         encoded = msgspec.Raw(_encoder.encode(self._tally.add(counts, element[1])))
         end_ms = max(now_ms + round(self._tally.memory_s * 1_000), before.end_ms if before else 0)
-        cell.write(_encoder.encode(Counted(encoded, before.revision if before else 0, True, end_ms)))
+        cell.write(_encoder.encode(Counted(encoded, before.revision if before else 0, fresh=True, end_ms=end_ms)))
         if before is None:
             expiry.set(Timestamp(micros=end_ms * 1_000))
         if before is None or not before.fresh:
@@ -148,7 +148,7 @@ class _Count(beam.DoFn):  # type: ignore[misc]
         if counted is None or not counted.fresh:
             return
         revision = counted.revision + 1
-        cell.write(_encoder.encode(Counted(counted.counts, revision, False, counted.end_ms)))
+        cell.write(_encoder.encode(Counted(counted.counts, revision, fresh=False, end_ms=counted.end_ms)))
         start, _, group = key.decode().partition("|")
         window = Window(group, int(start), int(start) + round(self._tally.window_s * 1_000), revision)
         yield self._tally.to_record(window, self._counts.decode(counted.counts))

@@ -95,7 +95,9 @@ def stream_lines(found: list[Page], chance: random.Random) -> list[bytes]:
 def label_lines(found: list[Page], chance: random.Random) -> list[bytes]:
     """The labels in the order in which they are known, and two that are of no use: of an unknown event, and malformed."""
     labels = [(at_ms + chance.randint(*LABEL_DELAYS_MS), page_id, label) for page_id, at_ms, _, _, label in found]
-    lines = [orjson.dumps({"id": page_id, "at": rfc_3339(at_ms), "label": label}) for at_ms, page_id, label in sorted(labels)]
+    lines = [
+        orjson.dumps({"id": page_id, "at": rfc_3339(at_ms), "label": label}) for at_ms, page_id, label in sorted(labels)
+    ]
     lines.insert(10, orjson.dumps({"id": "page-unknown", "at": rfc_3339(START_MS), "label": True}))
     lines.insert(20, orjson.dumps({"id": found[0][0], "at": rfc_3339(START_MS), "label": "phishing"}))
     return lines
