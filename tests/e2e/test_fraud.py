@@ -120,7 +120,9 @@ def test_events_are_decided_and_judged_by_late_labels(engine: Stack, model: str,
     with Command(engine, "--runner=FlinkRunner", "--case=fraud", *fraud.flags(tmp_path, model)) as command:
         command.flink_job()
         # Half of the labels are there before their events; one has no event, one is no label.
-        fraud.produce(fraud.labels, [*map(label, names[::2]), label("nowhere", value=True), label(names[0], value="yes")])
+        fraud.produce(
+            fraud.labels, [*map(label, names[::2]), label("nowhere", value=True), label(names[0], value="yes")]
+        )
         fraud.produce(fraud.events, [*(json.dumps(one).encode() for one in first), b'{"id": "broken"}'])
         until("the first decisions", lambda: len(fraud.decisions()) == len(first))
         fraud.produce(fraud.events, [json.dumps(one).encode() for one in again])
