@@ -237,6 +237,26 @@ def test_an_email_in_a_folder_is_answered_by_mail(world: World, tmp_path: Path) 
     assert "Content-Type: text/plain" in content
 
 
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("email-folder", "camel.source.url", "file:${env:FARCALL_NOT_SET}"),
+        ("orders-table", "camel.beans.shop.url", "${env:FARCALL_NOT_SET}"),
+        ("replies-http", "camel.sink.url", "${env:FARCALL_NOT_SET}?httpMethod=POST"),
+    ],
+)
+def test_a_variable_that_is_not_set_is_named(world: World, name: str, setting: str, value: str) -> None:
+    """A configuration whose variable the worker does not have is refused with its name, and nothing is started."""
+    body = json.loads((CONFIGURATIONS / f"{name}.json").read_text())
+    body["name"] = f"{name}-unset"
+    body["config"][setting] = value
+    base = f"{world.stack.endpoints.connect}/connectors"
+    answer = requests.post(base, json=body, timeout=30)
+    assert answer.status_code == 400, answer.text
+    assert f"The setting {setting} needs the variable FARCALL_NOT_SET" in answer.json()["message"]
+    assert body["name"] not in requests.get(base, timeout=10).json()
+
+
 def test_a_broken_sender_does_not_stop_the_folder(world: World) -> None:
     """An e-mail whose From is no address becomes an event without a customer, which the pipeline refuses; the next one follows."""
     world.connect("email-folder")

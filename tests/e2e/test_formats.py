@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,6 @@ from transforms.remote.model_double import ModelDouble
 pytestmark = pytest.mark.e2e
 
 SCHEMAS = ROOT / "pipeline" / "cases" / "support" / "schemas"
-REPLIES = "support.chat.replies"
 HEADERS = [("trace", b"1")]
 
 
@@ -102,16 +101,27 @@ class Protobuf:
 
 
 @dataclass
-class World:
-    """A job's topics in one form, and the registry as another program would use it."""
+class Lane:
+    """One channel of the job in one form: its input, the topic of its replies, and the registry as another program uses it."""
 
     form: Any
+    channel: str
     registry: str
     topics: Topics
 
+    def __post_init__(self) -> None:
+        self.topics = copy.copy(self.topics)
+        self.topics.input = f"{self.topics.tag}.{self.channel}.events"
+        kafka_topics.create_topics(self.topics.kafka, [self.topics.input], 4)
+
     @property
     def event(self) -> str:
+        """The schema of its events."""
         return (SCHEMAS / f"event.{self.form.suffix}").read_text()
+
+    @property
+    def case_topic(self) -> str:
+        return f"support.{self.channel}.replies"
 
     @property
     def subject(self) -> str:
@@ -122,56 +132,77 @@ class World:
         body = {"schema": schema, "schemaType": self.form.kind}
         return requests.post(f"{self.registry}/subjects/{self.subject}/versions", json=body, timeout=10)
 
-    def write_formats(self, folder: Path, reply: Path) -> Path:
-        """A formats.yaml: events are read, and replies to chats written, in the form."""
-        found = {
+    def register_first(self) -> int:
+        """Registers the schema of events, which from then on changes so that older events can be read; its id."""
+        number = self.register(self.event).json()["id"]
+        level = {"compatibility": "BACKWARD"}
+        requests.put(f"{self.registry}/config/{self.subject}", json=level, timeout=10).raise_for_status()
+        return int(number)
+
+    def formats(self, reply: Path | None = None) -> dict[str, Any]:
+        """Its part of formats.yaml; `reply` is another schema for what is written."""
+        own = reply or SCHEMAS / f"reply.{self.form.suffix}"
+        return {
             self.topics.input: {"format": self.form.format, "schema": f"{SCHEMAS}/event.{self.form.suffix}"},
-            self.topics.renamed[REPLIES]: {
+            self.topics.renamed[self.case_topic]: {
                 "format": self.form.format,
-                "schema": str(reply),
+                "schema": str(own),
                 "compatibility": "BACKWARD",
             },
         }
-        path = folder / "formats.yaml"
-        path.write_text(json.dumps({"registry": {"url": self.registry}, "topics": found}))
-        return path
 
     def values(self, schema: str, number: int, numbers: range, size: int = 4) -> list[bytes]:
         """Events in the form, behind an id of 4 bytes or 8."""
-        return [
-            b"\x00" + number.to_bytes(size) + self.form.path + self.form.write(schema, json.loads(chat(one)))
-            for one in numbers
-        ]
+        events = (json.loads(chat(one)) if self.channel == "chat" else email(one) for one in numbers)
+        prefix = b"\x00" + number.to_bytes(size) + self.form.path
+        return [prefix + self.form.write(schema, event) for event in events]
 
     def replies(self) -> list[dict[str, Any]]:
-        """The replies, read with the schema that the registry has for their topic, after their prefix was compared with its id."""
-        subject = f"{self.topics.renamed[REPLIES]}-value"
+        """The replies, read with the schema that the registry has for their topic; each prefix is the id of that."""
+        subject = f"{self.topics.renamed[self.case_topic]}-value"
         latest = requests.get(f"{self.registry}/subjects/{subject}/versions/latest", timeout=10).json()
         prefix = b"\x00" + latest["id"].to_bytes(4) + self.form.path
-        written = [message.value() for message in self.topics.read()[REPLIES]]
+        written = [message.value() for message in self.topics.read()[self.case_topic]]
         assert {value[: len(prefix)] for value in written} <= {prefix}
         return [self.form.read(latest["schema"], value[len(prefix) :]) for value in written]
 
-    def count(self) -> int:
-        """How many replies and dead letters there are."""
-        return sum(map(len, self.topics.read().values()))
+    def replies_without_registry(self) -> list[dict[str, Any]]:
+        """As `replies`, with the schema of the file."""
+        schema = (SCHEMAS / f"reply.{self.form.suffix}").read_text()
+        skip = 5 + len(self.form.path)
+        return [self.form.read(schema, message.value()[skip:]) for message in self.topics.read()[self.case_topic]]
 
 
-@pytest.fixture(params=[Avro, Protobuf], ids=lambda form: form.format)
-def world(request: pytest.FixtureRequest, registry: str, topics: Topics) -> World:
-    return World(request.param(), registry, topics)
+def email(number: int) -> dict[str, Any]:
+    """A good e-mail event."""
+    raw = f"From: c@example.org\nSubject: Order {number}\nMessage-ID: <e{number}@x>\n\nWhere is order {number}?\n"
+    return {**json.loads(chat(number)), "channel": "email", "text": None, "raw": raw}
 
 
 @pytest.fixture
-def start(world: World, engine: Stack, tmp_path: Path) -> Iterator[Callable[[Path], Command]]:
-    """Starts the job with a schema for its replies."""
+def chats(registry: str, topics: Topics) -> Lane:
+    """Chats in Avro."""
+    return Lane(Avro(), "chat", registry, topics)
+
+
+@pytest.fixture
+def emails(registry: str, topics: Topics) -> Lane:
+    """E-mails in Protobuf."""
+    return Lane(Protobuf(), "email", registry, topics)
+
+
+@pytest.fixture
+def start(engine: Stack, tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts the job on the inputs of some lanes, with the formats given."""
     with ModelDouble(latency_ms=5.0) as double:
         models = write_models(tmp_path / "models.yaml", double.base_url)
 
-        def begin(reply: Path) -> Command:
-            formats = world.write_formats(tmp_path, reply)
-            words = (f"--models={models}", f"--formats={formats}", *world.topics.flags(tmp_path))
-            return Command(engine, "--runner=FlinkRunner", *words)
+        def begin(lanes: list[Lane], found: dict[str, Any]) -> Command:
+            path = tmp_path / "formats.yaml"
+            path.write_text(json.dumps({"registry": {"url": lanes[0].registry}, "topics": found}))
+            inputs = ",".join(lane.topics.input for lane in lanes)
+            words = (*lanes[0].topics.flags(tmp_path), f"--input=kafka://{lanes[0].topics.kafka}/{inputs}")
+            return Command(engine, "--runner=FlinkRunner", f"--models={models}", f"--formats={path}", *words)
 
         yield begin
 
@@ -180,59 +211,66 @@ def ids(found: list[dict[str, Any]]) -> list[str]:
     return sorted({one["id"] for one in found})
 
 
-def test_a_job_reads_and_writes_its_form_while_the_schema_changes(
-    world: World, start: Callable[[Path], Command], tmp_path: Path
-) -> None:
-    """Events of both prefixes and of a newer schema are answered in the form of the topic; what cannot be read is kept as it came."""
-    first = world.register(world.event).json()["id"]
-    level = {"compatibility": "BACKWARD"}
-    requests.put(f"{world.registry}/config/{world.subject}", json=level, timeout=10).raise_for_status()
-    newer = world.form.newer(world.event, world.form.good)
-    reply = SCHEMAS / f"reply.{world.form.suffix}"
-    with start(reply) as command:
-        command.flink_job()
-        world.topics.produce(world.values(world.event, first, range(2)))
-        until("replies to events of the first schema", lambda: len(world.replies()) == 2, 60.0)
+def numbered(count: int) -> list[str]:
+    return sorted(f"e{number}" for number in range(count))
 
-        refused = world.register(world.form.newer(world.event, world.form.incompatible))
-        assert refused.status_code in {409, 422}, refused.text
-        second = world.register(newer).json()["id"]
-        assert second != first
-        world.topics.produce(world.values(newer, second, range(2, 4)))
-        own = _global_id(world, second)
-        world.topics.produce(world.values(newer, own, range(4, 6), size=8))
-        (whole,) = world.values(world.event, first, range(9, 10))
-        bad = [b'{"id": "json"}', b"\x00" + (999_999).to_bytes(4) + b"\x00x", whole[:9]]
-        world.topics.produce(bad, headers=HEADERS)
-        until("all outcomes", lambda: world.count() >= 9, 60.0)
+
+def test_avro_and_protobuf_come_in_and_go_out_while_their_schemas_change(
+    chats: Lane, emails: Lane, start: Callable[..., Command], tmp_path: Path
+) -> None:
+    """Events of both prefixes and of a newer schema are answered in their topic's form; what cannot be read is kept as it came."""
+    lanes = [chats, emails]
+    firsts = [lane.register_first() for lane in lanes]
+    formats = {**chats.formats(), **emails.formats()}
+    bad = {}
+    with start(lanes, formats) as command:
+        command.flink_job()
+        for lane, first in zip(lanes, firsts, strict=True):
+            lane.topics.produce(lane.values(lane.event, first, range(2)))
+        for lane in lanes:
+            until("replies to events of the first schema", lambda lane=lane: ids(lane.replies()) == numbered(2), 60.0)
+
+        for lane, first in zip(lanes, firsts, strict=True):
+            refused = lane.register(lane.form.newer(lane.event, lane.form.incompatible))
+            assert refused.status_code in {409, 422}, refused.text
+            newer = lane.form.newer(lane.event, lane.form.good)
+            second = lane.register(newer).json()["id"]
+            assert second != first
+            lane.topics.produce(lane.values(newer, second, range(2, 4)))
+            lane.topics.produce(lane.values(newer, _global_id(lane, second), range(4, 6), size=8))
+            (whole,) = lane.values(lane.event, first, range(9, 10))
+            unknown = b"\x00" + (999_999).to_bytes(4) + b"\x00" + lane.channel.encode()
+            bad[lane.channel] = [b'{"id": "%s"}' % lane.channel.encode(), unknown, whole[:-9]]
+            lane.topics.produce(bad[lane.channel], headers=HEADERS)
+        dead = "support.dead-letters"
+        until("all dead letters", lambda: len(chats.topics.read()[dead]) == 6, 60.0)
+        for lane in lanes:
+            until("all replies", lambda lane=lane: ids(lane.replies()) == numbered(6), 60.0)
         command.interrupt()
         assert command.wait() == 0, command.output
-    replies = world.replies()
-    assert ids(replies) == [f"e{number}" for number in range(6)]
-    assert all(reply["reply"] and reply["channel"] == "chat" for reply in replies)
-    _check_dead_letters(world, bad)
+    for lane in lanes:
+        assert all(reply["reply"] and reply["channel"] == lane.channel for reply in lane.replies())
+        _check_dead_letters(lane, bad[lane.channel])
 
     # The next start, whose replies would break their readers, is refused before anything is started.
-    changed = tmp_path / reply.name
-    changed.write_text(world.form.newer(reply.read_text(), world.form.incompatible))
-    with start(changed) as command:
+    changed = tmp_path / "reply.proto"
+    changed.write_text(Protobuf.newer((SCHEMAS / "reply.proto").read_text(), Protobuf.incompatible))
+    with start(lanes, {**formats, **emails.formats(changed)}) as command:
         assert command.wait(60.0) == 2, command.output
         assert "not compatible" in command.output
-    assert len(world.replies()) == len(replies)
 
 
-def _global_id(world: World, number: int) -> int:
+def _global_id(lane: Lane, number: int) -> int:
     """Apicurio's own id, which stands in its prefix of 8 bytes, of the version that the Confluent interface calls `number`."""
-    base = world.registry.replace("/ccompat/v7", "/registry/v3")
-    path = f"{base}/groups/default/artifacts/{world.subject}/versions"
+    base = lane.registry.replace("/ccompat/v7", "/registry/v3")
+    path = f"{base}/groups/default/artifacts/{lane.subject}/versions"
     versions = requests.get(path, timeout=10).json()["versions"]
     return int(next(one["globalId"] for one in versions if one["contentId"] == number))
 
 
-def _check_dead_letters(world: World, bad: list[bytes]) -> None:
+def _check_dead_letters(lane: Lane, bad: list[bytes]) -> None:
     """Each is the record as it came, with its key, headers, reason and position."""
-    dead = {message.value(): message for message in world.topics.read()["support.dead-letters"]}
-    assert dead.keys() == set(bad)
+    dead = {message.value(): message for message in lane.topics.read()["support.dead-letters"]}
     kinds = (b"format-prefix", b"format-schema", b"format-data")
     for number, (value, kind) in enumerate(zip(bad, kinds, strict=True), start=1):
         message = dead[value]
@@ -240,62 +278,57 @@ def _check_dead_letters(world: World, bad: list[bytes]) -> None:
         assert message.headers()[:1] == HEADERS
         facts = {name.removeprefix("__connect.errors."): content for name, content in message.headers()[1:]}
         assert (facts["stage"], facts["exception.class.name"]) == (b"parse", kind), facts
-        assert facts["exception.message"]
-        found = _record_at(world, facts["topic"].decode(), int(facts["partition"]), int(facts["offset"]))
+        assert facts["topic"].decode() == lane.topics.input
+        found = _record_at(lane, int(facts["partition"]), int(facts["offset"]))
         assert found == value, "the position is that of the record"
 
 
-def _record_at(world: World, topic: str, partition: int, offset: int) -> bytes | None:
-    client = Consumer({"bootstrap.servers": world.topics.kafka, "group.id": "at", "enable.auto.commit": "false"})
+def _record_at(lane: Lane, partition: int, offset: int) -> bytes | None:
+    client = Consumer({"bootstrap.servers": lane.topics.kafka, "group.id": "at", "enable.auto.commit": "false"})
     try:
-        client.assign([TopicPartition(topic, partition, offset)])
+        client.assign([TopicPartition(lane.topics.input, partition, offset)])
         (message,) = client.consume(1, 10.0)
         return message.value()  # type: ignore[no-any-return]
     finally:
         client.close()
 
 
-@pytest.mark.parametrize("world", [Avro], indirect=True, ids=["avro"])
-def test_a_registry_that_goes_down_loses_nothing(world: World, start: Callable[[Path], Command], engine: Stack) -> None:
+def test_a_registry_that_goes_down_loses_nothing(chats: Lane, start: Callable[..., Command], engine: Stack) -> None:
     """Schemas that were seen go on without it; an event of another waits until it is back, and is no dead letter."""
-    first = world.register(world.event).json()["id"]
-    newer = world.form.newer(world.event, world.form.good)
-    second = world.register(newer).json()["id"]
-    with start(SCHEMAS / "reply.avsc") as command:
+    first = chats.register_first()
+    newer = chats.form.newer(chats.event, chats.form.good)
+    second = chats.register(newer).json()["id"]
+    with start([chats], chats.formats()) as command:
         job = command.flink_job()
-        # One in each of the first partitions, so that every worker has seen the schema.
-        world.topics.produce(world.values(world.event, first, range(8)))
-        until("the first replies", lambda: len(ids(_replies_without_registry(world))) == 8, 60.0)
+        # Enough for every worker to have seen the schema.
+        chats.topics.produce(chats.values(chats.event, first, range(16)))
+        until("the first replies", lambda: ids(chats.replies_without_registry()) == numbered(16), 60.0)
         engine.down(["registry"])
         try:
-            world.topics.produce(world.values(world.event, first, range(8, 10)))
-            until("replies without it", lambda: len(ids(_replies_without_registry(world))) == 10, 60.0)
-            world.topics.produce(world.values(newer, second, range(10, 11)))
+            chats.topics.produce(chats.values(chats.event, first, range(16, 18)))
+            until("replies without it", lambda: ids(chats.replies_without_registry()) == numbered(18), 60.0)
+            chats.topics.produce(chats.values(newer, second, range(18, 19)))
             until("the bundle fails", lambda: restarts(engine, job) > 0, 60.0)
         finally:
             engine.up(["registry"])
-        until("the event that waited", lambda: "e10" in ids(world.replies()), 90.0)
+        until("the event that waited", lambda: ids(chats.replies()) == numbered(19), 90.0)
         command.interrupt()
         assert command.wait() == 0, command.output
-    assert ids(world.replies()) == sorted(f"e{number}" for number in range(11))
-    assert "support.dead-letters" not in world.topics.read()
+    assert "support.dead-letters" not in chats.topics.read()
 
 
-def _replies_without_registry(world: World) -> list[dict[str, Any]]:
-    schema = (SCHEMAS / f"reply.{world.form.suffix}").read_text()
-    return [world.form.read(schema, message.value()[5:]) for message in world.topics.read()[REPLIES]]
-
-
-def test_samples_are_fed_in_the_format_of_their_topic(engine: Stack, registry: str, tmp_path: Path) -> None:
+def test_samples_are_fed_in_the_format_of_their_topic(
+    engine: Stack, topics: Topics, registry: str, tmp_path: Path
+) -> None:
     """What fits the schema is encoded, what is malformed on purpose is sent as it is, and a watch reads a topic back."""
-    fed = f"fed-{uuid.uuid4().hex[:6]}"
-    kafka = engine.endpoints.kafka
+    fed = f"{topics.tag}.fed"
+    kafka, dead = topics.kafka, topics.renamed[SUPPORT.dead_letter_topic]
     kafka_topics.create_topics(kafka, [fed], 1)
     path = tmp_path / "formats.yaml"
     topic = f"{{format: avro, schema: {SCHEMAS}/event.avsc}}"
     path.write_text(f"registry: {{url: '{registry}'}}\ntopics: {{{fed}: {topic}}}\n")
     formats = register_schemas(read_formats(path), [fed])
-    watch = KafkaWatch(kafka, [fed], SUPPORT.dead_letter_topic, {}, decode=Decode(formats))
+    watch = KafkaWatch(kafka, [fed], dead, {}, decode=Decode(formats))
     try:
         (tmp_path / "some.jsonl").write_bytes(chat(7) + b"\n")
         assert feed.feed(tmp_path / "some.jsonl", kafka, fed, Encode(formats)).records == 1
