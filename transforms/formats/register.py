@@ -33,7 +33,9 @@ def register_schemas(
             else:
                 registry.check()
         except Unavailable as error:
-            raise SettingsError(f"--formats: the topic {topic} needs its registry. {error}") from None
+            raise SettingsError(
+                f"--formats: the topic {topic} needs its registry. {error} See that it runs, and that the file has its address."
+            ) from None
     return result
 
 
