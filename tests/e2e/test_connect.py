@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -232,9 +233,14 @@ def test_an_email_in_a_folder_is_answered_by_mail(world: World, tmp_path: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     (mail,) = world.until("the mail", lambda: world.mailbox.mails, 30)
     assert (mail.mail_from, mail.rcpt_tos) == ("support@example.com", ["ana@example.org"])
-    content = mail.content.decode()
-    assert "In-Reply-To: <1@example.org>" in content
-    assert "Content-Type: text/plain" in content
+    sent = message_from_bytes(mail.content, policy=policy.default)
+    assert (sent["In-Reply-To"], sent["To"], sent.get_content_type()) == (
+        "<1@example.org>",
+        "ana@example.org",
+        "text/plain",
+    )
+    assert sent["Subject"] == "Re: ¿Dónde está?"
+    assert sent.get_content().strip()
 
 
 @pytest.mark.parametrize(
@@ -282,10 +288,19 @@ def test_what_cannot_be_mailed_is_kept(world: World) -> None:
     world.produce(
         "support.email.replies",
         {"id": "a", "customer_id": "CUST-1", "reply": "Hello."},
-        {"id": "b@x", "customer_id": "bo@example.org", "reply": "Grüße", "subject": "Re:\r\nBcc: all@example.org"},
+        {
+            "id": "b@x",
+            "customer_id": "bo@example.org",
+            "reply": "Grüße",
+            "headers": {"Subject": "Re:\r\nBcc: all@example.org"},
+        },
     )
     world.until("the mail", lambda: len(world.mailbox.mails) > before, 30)
-    assert world.mailbox.mails[-1].rcpt_tos == ["bo@example.org"], "a line break in a subject begins no header"
+    mail = world.mailbox.mails[-1]
+    assert mail.rcpt_tos == ["bo@example.org"], "a line break in a subject begins no header"
+    sent = message_from_bytes(mail.content, policy=policy.default)
+    assert (sent["Subject"], sent["Bcc"], sent["In-Reply-To"]) == ("Re: Bcc: all@example.org", None, "<b@x>")
+    assert sent.get_content().strip() == "Grüße"
     ((_, value, headers),) = world.until("the dead letter", lambda: world.refused("a"), 20)
     assert value["customer_id"] == "CUST-1"
     assert b"no address" in headers["__connect.errors.exception.message"]
