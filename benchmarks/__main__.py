@@ -30,8 +30,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=(
             "Words after -- are Beam's flags for the contestants that are Beam pipelines, such as --max_bundle_size=500. "
             "Without any word: all rates, faults and variants, three rounds of each; --plan says how long that takes. "
-            "Other benchmarks, each with its own --help: scripts/bench followed by limits, checkpoints, in_flight, wire, client, "
-            "policies or telemetry_cost; "
+            "Other benchmarks, each with its own --help: scripts/bench followed by limits, checkpoints, in_flight, wire, formats, "
+            "client, policies or telemetry_cost; "
             "scripts/bench document writes docs/benchmarks.md anew from what is published."
         ),
     )

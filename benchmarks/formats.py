@@ -1,22 +1,23 @@
-"""``python -m benchmarks.formats``: what JSON, Avro and Protobuf cost in bytes and in time, on the sample events.
+"""``scripts/bench formats``: what JSON, Avro and Protobuf cost in bytes and in time, on the sample events.
 
 Prints one Markdown table. Bytes are of one record's value with the prefix of a registry; "in a batch" is the same, without the
 prefix, in a batch of at most 100 values compressed together by zstd, as a producer with ``compression.type=zstd`` sends them. Encode
 is JSON to the format, decode the format to JSON: the steps the pipeline adds for such a topic. Parse is the case's own ``parse`` of
 the JSON, for comparison. Times are of the CPU, medians over `RUNS` runs of all samples, per record, with the least and the greatest
-run.
+run. With ``--publish`` the table takes the place of the one in docs/reference/formats.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import takewhile
 
 import msgspec
 import zstandard
@@ -25,7 +26,8 @@ from pipeline.cases.support import answer
 from pipeline.cases.support.events import parse_event
 from pipeline.cases.support.scripted import reply_json
 from pipeline.cases.support.steps import opened
-from transforms.errors import BadEvent, BadReply
+from runners.local.artifacts import ROOT
+from transforms.errors import BadEvent, BadReply, SettingsError
 from transforms.formats import protobuf
 from transforms.formats.codec import Decode, Encode
 from transforms.formats.registry import Schema
@@ -33,10 +35,13 @@ from transforms.formats.settings import TopicFormat
 from transforms.formats.wire import frame
 from transforms.records import Answer, SourceRecord
 
+COMMAND = "scripts/bench formats"
+PAGE = ROOT / "docs" / "reference" / "formats.md"
+HEAD = "| records | format | bytes | of JSON | in a batch | encode, µs | decode, µs | parse, µs |"
 RUNS = 15
 BATCH = 100
 _PREFIX = len(frame(1, b""))
-_ROOT = Path(__file__).resolve().parents[1] / "pipeline"
+_PIPELINE = ROOT / "pipeline"
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def kinds() -> list[Kind]:
 
 def forms(case: str, name: str) -> list[TopicFormat]:
     """The forms of a case's record, but JSON."""
-    folder = _ROOT / "cases" / case / "schemas"
+    folder = _PIPELINE / "cases" / case / "schemas"
     avro = Schema("AVRO", (folder / f"{name}.avsc").read_text())
     proto = Schema("PROTOBUF", (folder / f"{name}.proto").read_text())
     return [
@@ -79,7 +84,7 @@ def samples(channel: str, form: TopicFormat) -> list[bytes]:
     """The good sample events of a channel that fit the schema."""
     encode = Encode({"t": form})
     found = []
-    for line in (_ROOT / "samples" / "support.jsonl").read_bytes().splitlines():
+    for line in (_PIPELINE / "samples" / "support.jsonl").read_bytes().splitlines():
         try:
             event = parse_event(SourceRecord(line))
             encode.value("t", line)
@@ -150,13 +155,33 @@ def rows(kind: Kind) -> list[str]:
     return found
 
 
-def main() -> int:
-    """Prints the table."""
-    print("| records | format | bytes | of JSON | in a batch | encode, µs | decode, µs | parse, µs |")
-    print("|---|---|---|---|---|---|---|---|")
-    for kind in kinds():
-        for row in rows(kind):
-            print(row)
+def table(every: Iterable[Kind]) -> str:
+    """The Markdown table of these kinds."""
+    return "\n".join([HEAD, "|---|---|---|---|---|---|---|---|", *(row for kind in every for row in rows(kind))]) + "\n"
+
+
+def with_table(page: str, found: str) -> str:
+    """The page with `found` in the place of the table that has the same head. Raises SettingsError where there is none."""
+    begin = page.find(HEAD)
+    if begin < 0:
+        raise SettingsError(f"The page has no table that begins with {HEAD!r}; put its head where the table belongs.")
+    rest = page[begin:]
+    lines = rest.splitlines(keepends=True)
+    length = sum(map(len, takewhile(lambda line: line.startswith("|"), lines)))
+    return page[:begin] + found + rest[length:]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table, and with ``--publish`` writes it into the page."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description="Bytes and time of JSON, Avro and Protobuf, on the samples."
+    )
+    parser.add_argument("--publish", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
+    given = parser.parse_args(argv)
+    found = table(kinds())
+    print(found, end="")
+    if given.publish:
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
     return 0
 
 

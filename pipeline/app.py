@@ -17,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     # It warns of flags of the Java side, which `options` has checked.
     logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
+    # It warns of each attempt at a server that does not answer; the sentence at the end says it once.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     from pipeline import options, runs  # noqa: PLC0415 - see above
     from runners.local.part import StackError  # noqa: PLC0415
     from transforms.errors import SettingsError  # noqa: PLC0415

@@ -108,6 +108,24 @@ def test_an_unknown_id_is_told_from_a_registry_that_is_down(registry: Registry, 
         down.schema(SchemaId("id", 1))
 
 
+def test_a_registry_is_told_from_another_server(registry: Registry, url: str) -> None:
+    """An address at which a registry answers passes the check; a wrong path on the same server, and silence, do not."""
+    registry.check()
+    with pytest.raises(Unavailable, match="no schema registry"):
+        Registry(RegistrySettings(f"{url}/elsewhere")).check()
+    with pytest.raises(Unavailable, match="does not answer"):
+        Registry(RegistrySettings("http://127.0.0.1:9"), retries=Retry(0)).check()
+
+
+def test_a_topic_that_is_only_read_needs_its_registry_at_the_start(url: str) -> None:
+    """A start that reads Avro asks the registry whether it is there, and is refused where it is not."""
+    there = TopicFormat(topic="t", format="avro", registry=RegistrySettings(url))
+    assert register_schemas({"t": there}, []) == {"t": there}
+    down = TopicFormat(topic="t", format="avro", registry=RegistrySettings("http://127.0.0.1:9"))
+    with pytest.raises(SettingsError, match=r"topic t needs its registry\. .* does not answer"):
+        register_schemas({"t": down}, [], lambda settings: Registry(settings, retries=Retry(0)))
+
+
 def test_protobuf_and_what_it_imports(registry: Registry, subject: str) -> None:
     """A schema's references come with it, so that it compiles; Apicurio's own ids give the same."""
     below = f"below-{subject}"

@@ -145,5 +145,34 @@ def test_without_formats_a_case_is_itself() -> None:
 def test_a_fraud_event_comes_back_from_each_form(form: TopicFormat) -> None:
     """Id, time and features survive."""
     event: dict[str, Any] = {"id": "f-1", "at": "2026-03-02T09:30:00Z", "features": {"age": 1.0, "rate": -0.25}}
+    event["entity"] = "host-1"
     value = Encode({form.topic: form}).value(form.topic, json.dumps(event).encode())
     assert json.loads(Decode({form.topic: form}).value(form.topic, value)) == event
+
+
+NASTY = [
+    b"",
+    b"\xff",
+    b'{"id": "caf\xe9"}',
+    b'{"id": "\\ud800"}',
+    b"NaN",
+    b'{"a":' * 5_000,
+    b"[" * 5_000,
+    b'{"id": 1e400}',
+]
+
+
+@pytest.mark.parametrize("form", EVENTS, ids=by_format)
+def test_what_does_not_fit_is_refused_and_nothing_else(form: TopicFormat) -> None:
+    """Every sample, malformed or not, and worse, is encoded or refused with a kind: the feed and the route survive any."""
+    encode = Encode({TOPIC: form})
+    kinds = set()
+    for line in (*lines(), *NASTY):
+        try:
+            encode.value(TOPIC, line)
+        except BadReply as error:
+            kinds.add(error.kind)
+    assert kinds == {"format-data"}
+    for line in NASTY:
+        with pytest.raises(BadReply):
+            encode.value(TOPIC, line)

@@ -18,6 +18,7 @@ from google.protobuf import descriptor_pb2
 
 from transforms.errors import BadEvent, BadReply, SettingsError, Unavailable, UnknownSchema
 from transforms.formats import protobuf
+from transforms.formats.avro import parse
 from transforms.formats.codec import Decode, Encode
 from transforms.formats.registry import RegistrySettings, Schema, SchemaType
 from transforms.formats.settings import TopicFormat
@@ -81,6 +82,27 @@ def refused(registry: Known | None, value: bytes, headers: Any = (), **settings:
     with pytest.raises(BadEvent) as caught:
         reading(registry, value, headers, **settings)
     return caught.value
+
+
+LIST = avro({"name": "next", "type": ["null", "x.Event"], "default": None})
+TREE = avro({"name": "below", "type": {"type": "map", "values": {"type": "array", "items": "Event"}}})
+
+
+@pytest.mark.parametrize("schema", [LIST, TREE], ids=["list", "tree"])
+def test_a_record_that_may_hold_itself_is_refused(schema: Schema) -> None:
+    """A payload of a recursive schema could nest until the process ends: it is refused unread, and so are settings."""
+    registry = Known({SchemaId("id", 1): schema})
+    bad = refused(registry, frame(1, b"\x02" * 3_000_000 + b"\x00"))
+    assert (bad.kind, "recursive: x.Event" in str(bad)) == ("format-schema", True)
+    with pytest.raises(SettingsError, match="recursive"):
+        parse(schema)
+
+
+def test_a_type_that_is_used_twice_is_not_recursive() -> None:
+    """Only what holds itself is refused: one type in two fields is common."""
+    point = {"type": "record", "name": "Point", "fields": [{"name": "x", "type": "int"}]}
+    schema = avro({"name": "from", "type": point}, {"name": "to", "type": "x.Point"})
+    assert reading(None, b"\x02\x04", schema=schema) == {"from": {"x": 1}, "to": {"x": 2}}
 
 
 def test_avro_with_the_schema_it_was_written_with() -> None:

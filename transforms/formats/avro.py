@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import fastavro
@@ -14,14 +14,41 @@ from transforms.formats.registry import Schema
 
 
 def parse(schema: Schema) -> Any:
-    """The schema as `fastavro` takes it, with the named types that it refers to. Raises SettingsError where it is none."""
+    """The schema as `fastavro` takes it, with the named types that it refers to.
+
+    Raises SettingsError where it is none, and where a record of it may hold itself: such records nest as deep as their bytes say, and
+    `fastavro` reads them on the stack of the process, which a malicious one would end.
+    """
     named: dict[str, Any] = {}
     try:
         for text in _texts(schema):
             parsed = fastavro.parse_schema(msgspec.json.decode(text), named_schemas=named)
+        recursive = _recursive(parsed, named, {})
     except Exception as error:  # noqa: BLE001 - fastavro raises what the schema makes it stumble over
         raise SettingsError(f"The schema is no Avro: {_words(error)}") from None
+    if recursive:
+        raise SettingsError(f"The schema is recursive: {recursive} may hold itself, and such records are not read.")
     return parsed
+
+
+def _recursive(schema: Any, named: Mapping[str, Any], seen: dict[str, bool]) -> str | None:
+    """The name of a type that may hold itself. `seen` says of each name whether all below it was looked at."""
+    if isinstance(schema, list):
+        return next(filter(None, (_recursive(one, named, seen) for one in schema)), None)
+    name = schema if isinstance(schema, str) else schema.get("name")
+    if isinstance(schema, str) and schema not in named:
+        return None
+    if name in seen:
+        return None if seen[name] else name
+    found: Mapping[str, Any] = named[schema] if isinstance(schema, str) else schema
+    if name is not None:
+        seen[name] = False
+    inner = [field["type"] for field in found.get("fields", ())]
+    inner += [found[key] for key in ("items", "values") if key in found]
+    below = _recursive(inner, named, seen)
+    if name is not None:
+        seen[name] = True
+    return below
 
 
 def _texts(schema: Schema) -> Iterable[str]:
@@ -62,7 +89,7 @@ class AvroReader:
         written, read_as = (self._reader, None) if writer is None else (self._writer(writer), self._reader)
         data = io.BytesIO(payload)
         try:
-            value = fastavro.schemaless_reader(data, written, read_as)
+            value = _without_nulls(fastavro.schemaless_reader(data, written, read_as))
         except fastavro.read.SchemaResolutionError as error:
             raise BadEvent(
                 "format-resolution", f"The reader's schema cannot read what the writer's schema wrote: {_words(error)}"
@@ -73,7 +100,7 @@ class AvroReader:
             ) from None
         if data.tell() != len(payload):
             raise BadEvent("format-data", f"{len(payload) - data.tell()} bytes are left behind the Avro payload.")
-        return _without_nulls(value)
+        return value
 
     def _writer(self, schema: Schema) -> Any:
         if schema not in self._parsed:

@@ -163,5 +163,6 @@ class _TopicWriter:
 def _object(value: bytes) -> Any:
     try:
         return msgspec.json.decode(value, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        # A string that is not UTF-8 is a ValueError to it, what nests too deep a RecursionError.
         raise BadReply("format-data", f"A record that is to be written is no JSON object: {error}.") from None

@@ -27,9 +27,6 @@ from transforms.formats.wire import Framed, read_path, read_ref
 COMPILE_TIMEOUT_S = 30.0
 """How long protoc may take for one schema."""
 
-MAX_DEPTH = 64
-"""How deep messages may nest in a record that is read."""
-
 _MAIN = "farcall_schema.proto"
 
 

@@ -17,17 +17,25 @@ def register_schemas(
     """The formats, with the id of each schema that is written.
 
     A schema that its subject has is looked up, and nothing changes. Another is checked against the subject's level of compatibility
-    and only then registered; the first of a subject sets that level where the settings name one. Raises SettingsError where a schema
-    is incompatible, is not there and must not be registered, or where the registry does not answer: all before a job starts.
+    and only then registered; the first of a subject sets that level where the settings name one. The registry of a topic that is only
+    read is asked whether it is there. Raises SettingsError where a schema is incompatible, is not there and must not be registered, or
+    where a registry does not answer: all before a job starts.
     """
     result = dict(formats)
     for topic, found in formats.items():
-        if topic in written and found.registry is not None and found.schema is not None:
-            try:
-                number = _number(open_registry(found.registry), found)
-            except Unavailable as error:
-                raise SettingsError(f"--formats: the topic {topic} needs its registry. {error}") from None
-            result[topic] = msgspec.structs.replace(found, schema_id=number)
+        # Of JSON only the prefix is taken off, which needs no schema.
+        if found.registry is None or (found.format == "json" and found.schema is None):
+            continue
+        try:
+            registry = open_registry(found.registry)
+            if topic in written and found.schema is not None:
+                result[topic] = msgspec.structs.replace(found, schema_id=_number(registry, found))
+            else:
+                registry.check()
+        except Unavailable as error:
+            raise SettingsError(
+                f"--formats: the topic {topic} needs its registry. {error} See that it runs, and that the file has its address."
+            ) from None
     return result
 
 

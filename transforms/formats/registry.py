@@ -161,6 +161,15 @@ class Registry:
             raise UnknownSchema(sentence)
         self._unknown.pop(schema_id, None)
 
+    def check(self) -> None:
+        """Raises Unavailable unless a schema registry answers at the address, and lets these credentials in."""
+        response = self._request("GET", "/schemas/types")
+        if response.status_code == 404:
+            raise Unavailable(
+                f"What answers at {self._url} is no schema registry; Apicurio's ends in /apis/ccompat/v7."
+            )
+        self._refuse_other(response)
+
     def id_of(self, subject: str, schema: Schema) -> int | None:
         """The id under which this very schema stands in the subject, or None. Raises Unavailable."""
         response = self._request("POST", f"/subjects/{quote(subject, safe='')}", _body(schema))

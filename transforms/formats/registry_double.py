@@ -66,6 +66,9 @@ class RegistryDouble:
                 return answer
         return 404, {"error_code": 404, "message": "HTTP 404 Not Found"}
 
+    def _types(self) -> tuple[int, Any]:
+        return 200, ["AVRO", "PROTOBUF", "JSON"]
+
     def _by_id(self, number: str) -> tuple[int, Any]:
         if not 0 < int(number) <= len(self._contents):
             return 404, {"error_code": 40403, "message": "Schema not found"}
@@ -142,7 +145,8 @@ def compatible_backward(old: str, new: str) -> list[str]:
 
 _D = RegistryDouble
 _ROUTES = (
-    (rf"GET {BASE}/schemas/ids/(\d+)", _D._by_id),  # noqa: SLF001 - of this file
+    (rf"GET {BASE}/schemas/types", _D._types),  # noqa: SLF001 - of this file
+    (rf"GET {BASE}/schemas/ids/(\d+)", _D._by_id),  # noqa: SLF001
     (rf"GET {BASE}/schemas/guids/([0-9a-f-]+)", _D._by_guid),  # noqa: SLF001
     (rf"GET {_OWN}/ids/(?:globalIds|contentIds)/(\d+)", _D._own),  # noqa: SLF001
     (rf"GET {_OWN}/ids/(?:globalIds|contentIds)/(\d+)/references", _D._own_references),  # noqa: SLF001

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from pipeline.case import Case, Repair
 from pipeline.cases.support import answer, events, orders, steps
+from pipeline.cases.support.feedback import FEEDBACK
 from pipeline.cases.support.ticket import Ticket
 from transforms.enrich.database import DatabaseSettings
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples" / "support.jsonl"
 
 GRAMMAR = Path(__file__).with_name("brief.gbnf")
-"""What llama.cpp lets the embedded model write: the brief reply as JSON without white space, of eight words at most."""
+"""What llama.cpp lets the embedded model write: the brief reply as JSON without white space, of six words at most."""
 
 
 def sample_orders(folder: Path) -> DatabaseSettings:
@@ -52,7 +53,7 @@ SUPPORT = Case(
         "limits": {"max_in_flight": 8},
         # The grammar takes the place of the schema: of that, llama.cpp would make one with white space, which costs tokens.
         "options": {"schema": "none"},
-        "params": {"max_tokens": 72, "temperature": 0, "grammar": GRAMMAR.read_text()},
+        "params": {"max_tokens": 56, "temperature": 0, "grammar": GRAMMAR.read_text()},
     },
     # It is asked briefly, and once: a second try takes as long as the first, and is no better.
     for_embedded={"ask": answer.ask_briefly, "check": answer.check_brief, "repair": None},
@@ -70,4 +71,5 @@ SUPPORT = Case(
     side_topics=(answer.ANALYTICS,),
     escalation_topic=answer.ESCALATIONS,
     make_orders=sample_orders,
+    feedback=FEEDBACK,
 )

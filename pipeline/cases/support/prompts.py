@@ -59,7 +59,7 @@ def answer_messages(ticket: Ticket, version: str = ANSWER) -> tuple[Message, ...
     parts += [(line, 3) for line in history]
     kept = fit(parts, budget.tokens)
     values = {
-        "fence": fence_of(ticket.id, ticket.text),
+        "fence": fence_of(ticket.id, ticket.text, digest_bytes=3 if version == BRIEF else 6),
         "text": cut_middle(text, kept[0]),
         "today": day_of(ticket.event.at_ms, shop).isoformat(),
         "channel": ticket.event.channel,

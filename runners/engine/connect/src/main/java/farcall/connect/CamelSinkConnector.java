@@ -3,6 +3,7 @@ package farcall.connect;
 import java.util.Collections;
 import java.util.List;
 import java.util.Map;
+import org.apache.kafka.common.config.Config;
 import org.apache.kafka.common.config.ConfigDef;
 import org.apache.kafka.connect.connector.Task;
 import org.apache.kafka.connect.sink.SinkConnector;
@@ -28,6 +29,11 @@ public final class CamelSinkConnector extends SinkConnector {
 
   @Override
   public void stop() {}
+
+  @Override
+  public Config validate(Map<String, String> given) {
+    return Camel.refuseUnset(super.validate(given), given);
+  }
 
   @Override
   public ConfigDef config() {

@@ -1,8 +1,10 @@
 package farcall.connect;
 
 import jakarta.mail.SendFailedException;
+import java.nio.charset.StandardCharsets;
 import java.util.Collection;
 import java.util.HashMap;
+import java.util.Locale;
 import java.util.Map;
 import org.apache.camel.Exchange;
 import org.apache.camel.ProducerTemplate;
@@ -60,8 +62,9 @@ public final class CamelSinkTask extends SinkTask {
             exchange -> {
               exchange.getMessage().setBody(record.value());
               for (Header header : record.headers()) {
-                Object value = header.value();
-                exchange.getMessage().setHeader(header.key(), value instanceof byte[] bytes ? new String(bytes) : value);
+                if (!isCommand(header.key())) {
+                  exchange.getMessage().setHeader(header.key(), text(header.value()));
+                }
               }
             });
     Exception error = sent.getException();
@@ -76,6 +79,16 @@ public final class CamelSinkTask extends SinkTask {
       throw new ConnectException("The endpoint refused a record, and the connector has no dead letter queue", error);
     }
     reporter.report(record, error);
+  }
+
+  /** Whether Camel would obey a header, such as CamelHttpUri, which names another server: records say what is sent, never where to. */
+  private static boolean isCommand(String name) {
+    String lower = name.toLowerCase(Locale.ROOT);
+    return lower.startsWith("camel") || lower.startsWith("org.apache.camel");
+  }
+
+  private static Object text(Object value) {
+    return value instanceof byte[] bytes ? new String(bytes, StandardCharsets.UTF_8) : value;
   }
 
   /** Whether sending the same again is of no use: a request that is wrong, an address that is none. */

@@ -2,6 +2,7 @@ package farcall.connect;
 
 import java.util.List;
 import java.util.Map;
+import org.apache.kafka.common.config.Config;
 import org.apache.kafka.common.config.ConfigDef;
 import org.apache.kafka.connect.connector.Task;
 import org.apache.kafka.connect.source.SourceConnector;
@@ -27,6 +28,11 @@ public final class CamelSourceConnector extends SourceConnector {
 
   @Override
   public void stop() {}
+
+  @Override
+  public Config validate(Map<String, String> given) {
+    return Camel.refuseUnset(super.validate(given), given);
+  }
 
   @Override
   public ConfigDef config() {

@@ -5,6 +5,7 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import jakarta.mail.Address;
 import jakarta.mail.MessagingException;
 import jakarta.mail.Session;
+import jakarta.mail.internet.AddressException;
 import jakarta.mail.internet.InternetAddress;
 import jakarta.mail.internet.MimeMessage;
 import java.io.ByteArrayInputStream;
@@ -79,9 +80,14 @@ public final class EmailToEvent<R extends ConnectRecord<R>> implements Transform
     }
   }
 
+  /** The first address in From; null where there is none, or what stands there is no address: one bad message must not stop the folder. */
   private static String sender(MimeMessage message) throws MessagingException {
-    Address[] from = message.getFrom();
-    return from != null && from.length > 0 && from[0] instanceof InternetAddress one ? one.getAddress() : null;
+    try {
+      Address[] from = message.getFrom();
+      return from != null && from.length > 0 && from[0] instanceof InternetAddress one ? one.getAddress() : null;
+    } catch (AddressException error) {
+      return null;
+    }
   }
 
   /** UTF-8 where it is, else the charset of Western mail: every byte is a character in it. */
