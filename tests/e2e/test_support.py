@@ -176,7 +176,10 @@ def test_history_is_in_a_savepoint(engine: Stack, topics: Topics, tmp_path: Path
 
 
 def test_dead_letters_are_sent_again(engine: Stack, topics: Topics, tmp_path: Path) -> None:
-    """`pipeline.replay` shows what it would send and sends nothing; with --send the chosen letters come back and are answered."""
+    """`pipeline.replay` shows what it would send and sends nothing; with --send the chosen letters come back and are answered.
+
+    The run that gave both counts them as events of their own: in = outcomes + repeats.
+    """
     dead = f"--from=kafka://{topics.kafka}/{topics.renamed[DEAD]}"
     with ModelDouble(0, latency_ms=20.0) as double:
         models = write_models(tmp_path / "models.yaml", double.base_url, deadline_s=3, timeout_s=3)
@@ -200,7 +203,11 @@ def test_dead_letters_are_sent_again(engine: Stack, topics: Topics, tmp_path: Pa
     replies = found["support.chat.replies"]
     assert {one.key() for one in replies} == {b"k1", b"k2", b"k3", b"k4"}
     assert {json.loads(one.value())["id"] for one in replies} == {"e0", "e1", "e2", "e3"}
-    assert all(one.headers() == [("trace", b"1"), (REPLAY_HEADER, b"ask")] for one in replies)
+    for one in replies:
+        (trace, again) = one.headers()
+        assert trace == ("trace", b"1")
+        assert again[0] == REPLAY_HEADER
+        assert again[1].startswith(b"ask ")
     assert len(found[DEAD]) == 5
 
 
