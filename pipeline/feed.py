@@ -25,8 +25,8 @@ class Fed:
     distinct: int
 
 
-def feed(path: Path, servers: str, topic: str, encode: Encode) -> Fed:
-    """Sends each line of `path` as one record, keyed by its customer where it has one.
+def feed(path: Path, servers: str, topic: str, encode: Encode, key_field: str = "customer_id") -> Fed:
+    """Sends each line of `path` as one record, keyed by its field `key_field` where it has one.
 
     In the format of its topic; what does not fit that, such as a sample that is malformed on purpose, is sent as it is.
     Raises StackError where one was not acknowledged.
@@ -49,7 +49,7 @@ def feed(path: Path, servers: str, topic: str, encode: Encode) -> Fed:
             producer.produce(
                 topic,
                 value=_encoded(value, topic, encode),
-                key=key_of(value),
+                key=key_of(value, key_field),
                 headers=[(HEADER, str(count - 1).encode())],
                 timestamp=time.time_ns() // 1_000_000,
                 on_delivery=report,
@@ -69,11 +69,11 @@ def _encoded(value: bytes, topic: str, encode: Encode) -> bytes:
         return value
 
 
-def key_of(value: bytes) -> bytes | None:
-    """The customer of an event, as bytes; None for one that cannot be read."""
+def key_of(value: bytes, key_field: str = "customer_id") -> bytes | None:
+    """The field of an event that keys it, as bytes; None for one that cannot be read."""
     try:
         event = orjson.loads(value)
     except orjson.JSONDecodeError:
         return None
-    customer = event.get("customer_id") if isinstance(event, dict) else None
-    return customer.encode() if isinstance(customer, str) else None
+    key = event.get(key_field) if isinstance(event, dict) else None
+    return key.encode() if isinstance(key, str) else None

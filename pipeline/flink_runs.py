@@ -87,7 +87,7 @@ def _with_kafka(settings: Settings) -> Settings:
     """Checks that both ends are Kafka, reachable, with the topics that are read."""
     if settings.input is None or settings.output is None:
         raise SettingsError("--flink_master needs --input=… and --output=…; without all three the local stack is used.")
-    for flag, end in (("--input", settings.input), ("--output", settings.output)):
+    for flag, end in (("--input", settings.input), ("--output", settings.output), ("--feedback", settings.feedback)):
         if isinstance(end, Kafka):
             consumer = open_consumer(end.servers, settings.kafka_config.producer, "farcall-check")
             try:
@@ -114,7 +114,7 @@ def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
     case = case_named(settings.case)
     stack = Stack.default()
     wanted = ["kafka", "jobmanager", "taskmanager", "jobserver", "expansion", "workers"]
-    if settings.models is None:
+    if settings.models is None and case.trained_model is None:
         wanted.append("llm")
     console.print(f"case    {case.name} on {settings.runner}, local stack in {stack.place.home}")
     stack.up(wanted, report=_indented(console))
@@ -124,11 +124,12 @@ def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
         settings,
         input=settings.input or Kafka(at.kafka, (case.input_topic,)),
         output=settings.output or Kafka(at.kafka),
-        models=settings.models or {case.role: runs.embedded_model(case, at.llm)},
+        models=settings.models or (None if case.trained_model else {case.role: runs.embedded_model(case, at.llm)}),
         samples=fed,
+        feedback=Kafka(at.kafka, (case.feedback.topic,)) if fed and case.feedback else settings.feedback,
     )
     if isinstance(settings.output, Kafka) and settings.output.servers == at.kafka:
-        names = [case.input_topic, *case.all_topics]
+        names = [case.input_topic, *case.all_topics, *([case.feedback.topic] if case.feedback else [])]
         topics.create_topics(at.kafka, [settings.topics.get(name, name) for name in names], _PARTITIONS)
     _with_kafka(settings)
     engine = _pinned_engine(stack, at.flink)
@@ -162,15 +163,20 @@ class _Job:
         if self._feeds:
             consumer_config["group.id"] = self._name
             assert isinstance(settings.input, Kafka)  # noqa: S101 - only the local run feeds
-            start_at_end(settings.input, settings.kafka_config, self._name)
+            for source in (settings.input, settings.feedback):
+                if isinstance(source, Kafka):
+                    start_at_end(source, settings.kafka_config, self._name)
         followed = runs.watch(settings, self._case, console)
         began_at = self._positions(consumer_config)
         with ExitStack() as stack:
             model = self._model(stack)
             began_s = time.monotonic()
             pipeline = beam.Pipeline(options=self._options())
-            read = self._reader(consumer_config)
-            build(pipeline, self._case, read, runs.writer(settings), runs.steps_of(settings, self._case, model))
+            read = self._reader(settings.input, consumer_config)
+            steps = runs.steps_of(settings, self._case, model)
+            feedback = runs.feedback_of(settings, self._case)
+            read_feedback = None if feedback is None else self._reader(feedback, consumer_config)
+            build(pipeline, self._case, read, runs.writer(settings), steps, read_feedback)
             with runs.Progress(followed, console) as progress:
                 # From here on a first Ctrl-C is remembered until the job runs, which is then drained.
                 self._stop.on_drain(lambda: None)
@@ -208,8 +214,7 @@ class _Job:
             self._name = PipelineOptions(arguments).get_all_options()["job_name"]
         return PipelineOptions(arguments)
 
-    def _reader(self, config: Mapping[str, str]) -> beam.PTransform:
-        source = self._settings.input
+    def _reader(self, source: Files | Kafka | None, config: Mapping[str, str]) -> beam.PTransform:
         if isinstance(source, Kafka):
             return kafka.ReadKafka(source.servers, source.topics, self._engine.expansion, config)
         assert isinstance(source, Files)  # noqa: S101 - the two there are
@@ -223,18 +228,28 @@ class _Job:
             assert isinstance(self._settings.input, Kafka)  # noqa: S101 - only the local run feeds
             topic, formats = self._case.input_topic, self._settings.formats
             encode = Encode({topic: formats[topic]} if topic in formats else {})
-            fed = feed.feed(self._case.samples, self._settings.input.servers, topic, encode)
+            servers = self._settings.input.servers
+            fed = feed.feed(self._case.samples, servers, topic, encode, self._case.key_field)
+            self._feed_feedback(servers)
             self._console.print(
                 f"events  {fed.records} samples fed into {self._case.input_topic} at {self._settings.input.servers}"
             )
             if not self._settings.follow:
-                self._wait_until_read(result, self._settings.input, consumer_config)
+                for source in (self._settings.input, self._settings.feedback):
+                    if isinstance(source, Kafka):
+                        self._wait_until_read(result, source, consumer_config)
                 self._wait_until_seen(result, progress, fed.distinct)
                 self._drain()
         if self._settings.follow or (isinstance(self._settings.input, Kafka) and not self._feeds):
             self._console.print("running until Ctrl-C, which drains; a second one ends")
         while not PipelineState.is_terminal(result.state):
             time.sleep(_POLL_S)
+
+    def _feed_feedback(self, servers: str) -> None:
+        found = self._case.feedback
+        if found is not None and found.samples is not None:
+            fed = feed.feed(found.samples, servers, found.topic, Encode({}), "id")
+            self._console.print(f"labels  {fed.records} samples fed into {found.topic}")
 
     def _wait_until_running(self, result: Any, began_s: float) -> None:
         rest = self._engine.rest

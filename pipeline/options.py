@@ -16,6 +16,7 @@ import yaml
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import runners
+from pipeline.case import Case
 from pipeline.registry import CASES, case_named
 from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from runners.runner import Runner
@@ -72,7 +73,12 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = own.add_argument
-    add("--case", default="support", metavar="NAME", help=f"what job to run: {', '.join(CASES)} (default: support)")
+    add(
+        "--case",
+        default="support",
+        metavar="NAME",
+        help=f"what job to run: {', '.join(CASES)}, or MODULE:NAME for one of your own (default: support)",
+    )
     add(
         "--runner",
         default="DirectRunner",
@@ -88,6 +94,11 @@ def parser() -> argparse.ArgumentParser:
         "--output",
         metavar="WHERE",
         help="a folder, or kafka://HOST:PORT[,HOST:PORT] (default: out/, one file per topic)",
+    )
+    add(
+        "--feedback",
+        metavar="WHERE",
+        help="what is known later of outcomes: a file, or kafka://HOST:PORT[,HOST:PORT]/TOPIC (for the samples: their own)",
     )
     add(
         "--kafka_config",
@@ -177,6 +188,7 @@ def read(arguments: Sequence[str]) -> Settings:
         runner=own.runner,
         input=_input(own.input),
         output=_output(own.output),
+        feedback=_input(own.feedback, "--feedback"),
         kafka_config=read_kafka_config(own.kafka_config),
         topics=_topics(own.topics, own.case),
         models=_models(own.models),
@@ -203,7 +215,11 @@ def read(arguments: Sequence[str]) -> Settings:
 
 def _check_together(settings: Settings, runner: Runner) -> None:
     """Refuses flags that contradict each other or the runner."""
-    role = case_named(settings.case).role
+    case = case_named(settings.case)
+    role = case.role
+    if settings.models is None and case.embedded_model is None:
+        raise SettingsError(f"--case={settings.case} has no embedded model; name its model server with --models=FILE.")
+    _check_feedback(settings, case, runner)
     if settings.models is not None and role not in settings.models:
         raise SettingsError(f"{settings.models_file}: models.{role} is missing; the case {settings.case} needs it.")
     if isinstance(settings.input, Kafka) and not runner.reads_kafka:
@@ -229,6 +245,21 @@ def _check_together(settings: Settings, runner: Runner) -> None:
     if settings.order == "key" and settings.ask_mode == "bundles":
         raise SettingsError(f"--order=key needs --ask_mode=timers, which is not what {settings.runner} runs with here.")
     runner.check(settings.beam_arguments, settings.engine)
+
+
+def _check_feedback(settings: Settings, case: Case, runner: Runner) -> None:
+    """Refuses feedback that the case does not know, or that cannot be read beside the input."""
+    if settings.feedback is None:
+        return
+    if case.feedback is None:
+        raise SettingsError(f"--feedback: the case {settings.case} knows no feedback.")
+    if isinstance(settings.feedback, Kafka) and not runner.reads_kafka:
+        raise SettingsError(f"--feedback=kafka://… does not work on {settings.runner}, which takes files only.")
+    if settings.input is None and runner.reads_kafka:
+        raise SettingsError("--feedback needs --input=…; the local run without it feeds the feedback of its samples.")
+    if isinstance(settings.feedback, Kafka) != isinstance(settings.input, Kafka):
+        # Of a file and a topic the file would end, and the topic not.
+        raise SettingsError("--feedback and --input must both be files, or both kafka://….")
 
 
 def _check_formats(settings: Settings, runner: Runner, path: str) -> None:
@@ -300,19 +331,19 @@ class _Tolerant:
         return self
 
 
-def _input(text: str | None) -> Files | Kafka | None:
+def _input(text: str | None, flag: str = "--input") -> Files | Kafka | None:
     if text is None:
         return None
     if "://" in text:
-        kafka = _kafka("--input", text)
+        kafka = _kafka(flag, text)
         if isinstance(kafka, Kafka) and not kafka.topics:
-            raise SettingsError(f"--input={text}: names no topic; write kafka://HOST:PORT/TOPIC.")
+            raise SettingsError(f"{flag}={text}: names no topic; write kafka://HOST:PORT/TOPIC.")
         return kafka
     paths = sorted(glob.glob(text)) if glob.has_magic(text) else [text]
     if not paths:
-        raise SettingsError(f"--input={text}: no file matches.")
+        raise SettingsError(f"{flag}={text}: no file matches.")
     for path in paths:
-        _check_readable("--input", path)
+        _check_readable(flag, path)
     return Files(tuple(os.path.abspath(path) for path in paths))
 
 

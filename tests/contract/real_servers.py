@@ -1,12 +1,12 @@
 """Real model servers on 127.0.0.1: MLServer with a model of scikit-learn's, and LLMock, which judges its clients.
 
-They run in an environment of their own in the cache (`requirements-servers.txt`), installed once.
+Each runs in an environment of its own in the cache, installed once: MLServer in that of the local stack, LLMock in that of
+`requirements-servers.txt`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import socket
 import subprocess
 import sys
@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import requests
 
 from runners.local import artifacts
+from runners.local import mlserver as local_mlserver
 from runners.local.part import Artifact
 
 REQUIREMENTS = Path(__file__).with_name("requirements-servers.txt")
@@ -45,7 +45,7 @@ def python() -> Path:
     """The Python of the servers' environment, installed now where the cache has none."""
     pins = REQUIREMENTS.read_bytes() + f"{sys.version_info[:2]} {sys.base_prefix}".encode()
     key = f"servers-{hashlib.sha256(pins).hexdigest()[:12]}"
-    return artifacts.fetch(Artifact("model servers for the contract suite", key, _install)) / "bin" / "python"
+    return artifacts.fetch(Artifact("LLMock, for the contract suite", key, _install)) / "bin" / "python"
 
 
 def _install(folder: Path) -> None:
@@ -57,20 +57,10 @@ def _install(folder: Path) -> None:
 @contextmanager
 def mlserver(folder: Path) -> Iterator[tuple[str, str]]:
     """MLServer inside the block: its URLs for REST and for gRPC."""
-    model = folder / MODEL
-    model.mkdir()
-    subprocess.run([python(), "-c", TRAIN, str(model / "model.joblib")], check=True)
-    ports = [_free_port() for _ in range(3)]
-    _write(folder / "settings.json", host="127.0.0.1", http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2],
-           parallel_workers=0, debug=False)  # fmt: skip
-    parameters = {"uri": "./model.joblib", "version": "v1"}
-    _write(
-        model / "model-settings.json", name=MODEL, implementation="mlserver_sklearn.SKLearnModel", parameters=parameters
-    )
-    start = "from mlserver.cli import main; main()"
-    rest = f"http://127.0.0.1:{ports[0]}"
-    with _running(["-c", start, "start", str(folder)], f"{rest}/v2/models/{MODEL}/ready", folder / "log"):
-        yield rest, f"grpc://127.0.0.1:{ports[1]}"
+    model = folder / "model.joblib"
+    subprocess.run([local_mlserver.python(), "-c", TRAIN, str(model)], check=True)
+    with local_mlserver.serve({MODEL: model}, log=folder / "log") as server:
+        yield server.base_url, server.grpc_url
 
 
 @contextmanager
@@ -115,7 +105,3 @@ def _answers(url: str) -> bool:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
-
-
-def _write(path: Path, **content: Any) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")

@@ -145,6 +145,7 @@ def test_without_formats_a_case_is_itself() -> None:
 def test_a_fraud_event_comes_back_from_each_form(form: TopicFormat) -> None:
     """Id, time and features survive."""
     event: dict[str, Any] = {"id": "f-1", "at": "2026-03-02T09:30:00Z", "features": {"age": 1.0, "rate": -0.25}}
+    event["entity"] = "host-1"
     value = Encode({form.topic: form}).value(form.topic, json.dumps(event).encode())
     assert json.loads(Decode({form.topic: form}).value(form.topic, value)) == event
 

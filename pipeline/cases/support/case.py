@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.case import Case, Repair
 from pipeline.cases.support import answer, events, orders, steps
+from pipeline.cases.support.feedback import FEEDBACK
 from pipeline.cases.support.phrases import languages
 from pipeline.cases.support.ticket import Ticket
 from transforms.enrich.database import DatabaseSettings
@@ -81,4 +82,5 @@ SUPPORT = Case(
     side_topics=(answer.ANALYTICS,),
     escalation_topic=answer.ESCALATIONS,
     make_orders=sample_orders,
+    feedback=FEEDBACK,
 )

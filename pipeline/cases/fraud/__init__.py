@@ -1,0 +1,1 @@
+"""The fraud case: records are scored by a predictive model, and a rule decides."""
