@@ -260,7 +260,7 @@ def conclude(
     return 0
 
 
-def _with_feedback(settings: Settings) -> Settings:
+def able_to_join(settings: Settings) -> Settings:
     """The settings with a mode of the step in which feedback can be joined behind it.
 
     DirectRunner does not hold the watermark for calls under way: at the end of input, feedback would be given up while its outcome is
@@ -280,7 +280,7 @@ class _Bounded:
         case = case_of(settings)
         source = settings.input or Files((str(case.samples),))
         settings = replace(settings, input=source)
-        self._settings = _with_feedback(replace(settings, feedback=feedback_of(settings, case)))
+        self._settings = able_to_join(replace(settings, feedback=feedback_of(settings, case)))
         self._case = case
         self._console = console
         self._stop = stop
