@@ -36,6 +36,7 @@ from transforms.errors import SettingsError
 from transforms.formats.codec import Decode
 from transforms.formats.register import register_schemas
 from transforms.metrics import RECORDS_IN, REPEATS, counter
+from transforms.remote.batcher import BatchSettings
 from transforms.remote.prometheus import WithPage
 from transforms.remote.settings import Endpoint, ModelSettings
 
@@ -151,6 +152,7 @@ def embedded_model(case: Case, base_url: str) -> ModelSettings:
         max_in_flight=own["limits"]["max_in_flight"],
         params=own["params"],
         options=own.get("options", {}),
+        batch=BatchSettings(**own["batch"]) if "batch" in own else None,
     )
 
 
