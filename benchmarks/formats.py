@@ -10,7 +10,6 @@ run. With ``--publish`` the table takes the place of the one in docs/reference/f
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import sys
 import time
@@ -18,11 +17,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 import msgspec
 import zstandard
 
+from pipeline.case import Case
+from pipeline.cases.fraud.case import FRAUD
 from pipeline.cases.support import answer
+from pipeline.cases.support.case import SUPPORT
 from pipeline.cases.support.events import parse_event
 from pipeline.cases.support.scripted import reply_json
 from pipeline.cases.support.steps import opened
@@ -55,18 +58,26 @@ class Kind:
 
 
 def kinds() -> list[Kind]:
-    """Support events by channel, replies to chats, and events of numbers as a fraud case has."""
-    events = forms("support", "event")
+    """Support events by channel, replies to chats, and the fraud case's events of numbers."""
+    support, fraud = forms("support", "event"), forms("fraud", "event")
     channels = [
-        Kind(channel, samples(channel, events[0]), events, lambda value: parse_event(SourceRecord(value)))
-        for channel in ("chat", "email", "call")
+        Kind(name, fitting(SUPPORT, support[0], _of(name)), support, _parse(SUPPORT))
+        for name in ("chat", "email", "call")
     ]
     replies = [reply_to(value) for value in channels[0].values]
     return [
         *channels,
         Kind("reply", replies, forms("support", "reply")),
-        Kind("fraud", scored(), forms("fraud", "event")),
+        Kind("fraud", fitting(FRAUD, fraud[0])[:BATCH], fraud, _parse(FRAUD)),
     ]
+
+
+def _of(channel: str) -> Callable[[Any], bool]:
+    return lambda event: bool(event.channel == channel)
+
+
+def _parse(case: Case) -> Callable[[bytes], object]:
+    return lambda value: case.parse(SourceRecord(value))
 
 
 def forms(case: str, name: str) -> list[TopicFormat]:
@@ -80,17 +91,17 @@ def forms(case: str, name: str) -> list[TopicFormat]:
     ]
 
 
-def samples(channel: str, form: TopicFormat) -> list[bytes]:
-    """The good sample events of a channel that fit the schema."""
+def fitting(case: Case, form: TopicFormat, chosen: Callable[[Any], bool] = lambda _: True) -> list[bytes]:
+    """The good sample events of a case that fit the schema, and are among the chosen."""
     encode = Encode({"t": form})
     found = []
-    for line in (_PIPELINE / "samples" / "support.jsonl").read_bytes().splitlines():
+    for line in case.samples.read_bytes().splitlines():
         try:
-            event = parse_event(SourceRecord(line))
+            event = case.parse(SourceRecord(line))
             encode.value("t", line)
         except (BadEvent, BadReply):
             continue
-        if event.channel == channel:
+        if chosen(event):
             found.append(line)
     return found
 
@@ -102,21 +113,6 @@ def reply_to(value: bytes) -> bytes:
     given = Answer(text, "a-model", "http://llm.example.com:8000/v1", "stop", 1, 180, 24, 412.3, 430.8)
     reply = msgspec.structs.replace(answer.decide(answer.check((ticket, given))), reasons=())
     return answer.route(reply).value or b""
-
-
-def scored() -> list[bytes]:
-    """100 events of nine numbers each, drawn with a fixed seed."""
-    chance = random.Random(0)  # noqa: S311 - sample data
-    return [
-        msgspec.json.encode(
-            {
-                "id": f"fraud-{number:05}",
-                "at": "2026-03-02T09:30:43.207Z",
-                "features": {f"feature_{one}": round(chance.gauss(0, 1), 6) for one in range(9)},
-            }
-        )
-        for number in range(100)
-    ]
 
 
 def timed(function: Callable[[bytes], object], values: Sequence[bytes]) -> str:

@@ -36,6 +36,7 @@ from transforms.errors import SettingsError
 from transforms.formats.codec import Decode
 from transforms.formats.register import register_schemas
 from transforms.metrics import RECORDS_IN, REPEATS, counter
+from transforms.remote.batcher import BatchSettings
 from transforms.remote.prometheus import WithPage
 from transforms.remote.settings import Endpoint, ModelSettings
 
@@ -154,6 +155,7 @@ def embedded_model(case: Case, base_url: str) -> ModelSettings:
         max_in_flight=own["limits"]["max_in_flight"],
         params=own["params"],
         options=own.get("options", {}),
+        batch=BatchSettings(**own["batch"]) if "batch" in own else None,
     )
 
 
@@ -263,7 +265,7 @@ def conclude(
     return 0
 
 
-def _with_feedback(settings: Settings) -> Settings:
+def able_to_join(settings: Settings) -> Settings:
     """The settings with a mode of the step in which feedback can be joined behind it.
 
     DirectRunner does not hold the watermark for calls under way: at the end of input, feedback would be given up while its outcome is
@@ -283,7 +285,7 @@ class _Bounded:
         case = case_of(settings)
         source = settings.input or Files((str(case.samples),))
         settings = replace(settings, input=source)
-        self._settings = _with_feedback(replace(settings, feedback=feedback_of(settings, case)))
+        self._settings = able_to_join(replace(settings, feedback=feedback_of(settings, case)))
         self._case = case
         self._console = console
         self._stop = stop

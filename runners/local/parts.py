@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -201,7 +202,9 @@ def _workers(place: Place) -> Command:
         f"--logs={place.logs}",
         f"--pids={place.run / 'workers.json'}",
     )
-    return Command(words, {"PYTHONPATH": str(ROOT)})
+    # A case from elsewhere is found where the caller finds it.
+    found = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return Command(words, {"PYTHONPATH": os.pathsep.join(found)})
 
 
 def _llm(place: Place) -> Command:

@@ -184,12 +184,15 @@ def counted(name: str, own_s: float, value: float, key: str = "g") -> Note:
 
 
 def test_a_window_is_written_again_when_more_comes(tmp_path: Path) -> None:
-    """Changes are gathered for a while; each writing has the next revision, and the last holds all."""
-    written = tally(
-        tmp_path, counted("a", 1, 2.0), counted("b", 2, 3.0), 30.0, counted("c", 40, 4.0), counted("d", 70, 5.0)
-    )
-    assert written[0] == ["g", 0, 60_000, 1, 2, 5.0]
-    assert sorted(written[1:]) == [["g", 0, 60_000, 2, 3, 9.0], ["g", 60_000, 120_000, 1, 1, 5.0]]
+    """Changes are gathered for a while and written when it is over; each writing has the next revision, and the last holds all."""
+    steps = (counted("a", 1, 2.0), counted("b", 2, 3.0), 30.0, counted("c", 40, 4.0), 55.0, counted("d", 57, 5.0))
+    written = tally(tmp_path, *steps, counted("e", 70, 6.0))
+    assert [one for one in written if one[1] == 0] == [
+        ["g", 0, 60_000, 1, 2, 5.0],
+        ["g", 0, 60_000, 2, 3, 9.0],
+        ["g", 0, 60_000, 3, 4, 14.0],
+    ]
+    assert [one for one in written if one[1]] == [["g", 60_000, 120_000, 1, 1, 6.0]]
 
 
 def test_groups_are_counted_apart(tmp_path: Path) -> None:

@@ -201,6 +201,15 @@ def test_feedback_is_read_where_it_was_said_or_with_the_samples() -> None:
     assert runs.feedback_of(named, FRAUD).paths == (str(SAMPLES),)
 
 
+def test_on_direct_runner_feedback_changes_the_mode() -> None:
+    """It holds no watermark: labels would be given up while their events are asked about. With an order of keys it is refused."""
+    words = ["--case=fraud", f"--input={SAMPLES}", f"--feedback={LABELS}"]
+    assert runs.able_to_join(options.read(words)).ask_mode == "bundles"
+    assert runs.able_to_join(options.read(words[:2])).ask_mode == "timers"
+    with pytest.raises(SettingsError, match="--order=key"):
+        runs.able_to_join(options.read([*words, "--order=key", "--repeat_memory_s=0"]))
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -18,7 +18,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bytes_are_those_of_what_is_sent(quick: None) -> None:
     """A row says the mean length of a value with its prefix, and what it is of JSON's."""
     avro, protobuf = formats.forms("support", "event")
-    value = formats.samples("chat", avro)[0]
+    value = formats.fitting(formats.SUPPORT, avro)[0]
     kind = formats.Kind("chat", [value], [avro, protobuf])
     json_row, avro_row, protobuf_row = formats.rows(kind)
     assert json_row.startswith(f"| chat (1) | JSON | {len(value)} | 100 % |")

@@ -175,7 +175,7 @@ def test_the_figures_of_labels() -> None:
         (0.9, "block", True),
         (0.95, "block", False),
         (0.5, "review", True),
-        (0.1, "approve", True),
+        (0.2, "approve", True),
         (0.05, "approve", False),
     )
     found = quality.figures(counts)
@@ -186,10 +186,10 @@ def test_the_figures_of_labels() -> None:
         "precision": pytest.approx(2 / 3, abs=1e-6),
         "recall": pytest.approx(2 / 3, abs=1e-6),
     }
-    assert found["brier"] == pytest.approx((0.01 + 0.9025 + 0.25 + 0.81 + 0.0025) / 5, abs=1e-6)
-    # Bins: 0.05; 0.1; 0.5; 0.9 and 0.95 with one fraud of two.
-    assert found["calibration_error"] == pytest.approx((0.05 + 0.9 + 0.5 + 0.85) / 5, abs=1e-6)
-    assert [one["count"] for one in found["bins"]] == [1, 1, 0, 0, 0, 1, 0, 0, 0, 2]
+    assert found["brier"] == pytest.approx((0.01 + 0.9025 + 0.25 + 0.64 + 0.0025) / 5, abs=1e-6)
+    # Bins: 0.05; 0.2; 0.5; 0.9 and 0.95 with one fraud of two.
+    assert found["calibration_error"] == pytest.approx((0.05 + 0.8 + 0.5 + 0.85) / 5, abs=1e-6)
+    assert [one["count"] for one in found["bins"]] == [1, 0, 1, 0, 0, 1, 0, 0, 0, 2]
     assert found["bins"][9]["fraud_share"] == 0.5
 
 

@@ -204,3 +204,11 @@ def test_a_wrong_flag_ends_with_status_two(tmp_path: Path, capsys: pytest.Captur
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert said.endswith(".\n")
+
+
+def test_workers_find_what_the_caller_finds(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case of one's own is imported on the workers from the caller's PYTHONPATH, behind the project itself."""
+    monkeypatch.setenv("PYTHONPATH", "/a/case")
+    assert command("workers", place).env["PYTHONPATH"] == f"{artifacts.ROOT}:/a/case"
+    monkeypatch.delenv("PYTHONPATH")
+    assert command("workers", place).env["PYTHONPATH"] == str(artifacts.ROOT)

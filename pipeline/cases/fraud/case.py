@@ -50,6 +50,7 @@ FRAUD = Case(
         "timeout_s": 30,
         "deadline_s": 120,
         "limits": {"max_in_flight": 16},
+        "batch": {"max_items": 32},
         "options": {"outputs": [score.PROBABILITIES]},
         "params": {},
     },
