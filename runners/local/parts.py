@@ -316,7 +316,7 @@ PARTS: tuple[Part, ...] = (
         lambda place: probes.http(f"http://{place.ports.address('llm')}/health"),
         port_names=("llm",),
         artifacts=lambda: (artifacts.llm_environment(),),
-        memory_mib=800,
+        memory_mib=600,
     ),
     Part(
         "registry",
