@@ -48,7 +48,7 @@ def start_another(port: int, given: argparse.Namespace) -> "subprocess.Popen[byt
     """
     words = [sys.executable, __file__, f"--port={port}", "--processes=1", "--until-stdin-closes"]
     words += [f"--slots={given.slots}", f"--slot-tokens={given.slot_tokens}", f"--threads={given.threads}"]
-    return subprocess.Popen([*words, f"--name={given.name}"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    return subprocess.Popen([*words, f"--name={given.name}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def main() -> None:
@@ -95,6 +95,10 @@ def main() -> None:
     params.endpoint_metrics = True
     params.reuse_port = True
     server = xllamacpp.Server(params)
+    for other in others:
+        # Its address, or the end of what it says: then this one serves alone.
+        if other.stdout is not None:
+            other.stdout.readline()
     print(json.dumps({"address": server.listening_address}), flush=True)  # noqa: T201
     # Nobody reads the pipe after this line.
     os.dup2(2, 1)
