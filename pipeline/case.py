@@ -6,7 +6,7 @@ A new case is a folder and a line in `pipeline.registry`, or a module anywhere t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,9 @@ class Case:
     trained_model: TrainedModel | None = None
     """The embedded model, where it is not the language model."""
 
+    for_embedded: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of this value, by name, that are others where the embedded model answers: it is small, and shares the machine."""
+
     record_types: tuple[type, ...] = ()
     """The `msgspec.Struct`s that the steps of `before` give."""
 
@@ -230,6 +233,11 @@ class Case:
 
     key_field: str = "customer_id"
     """The field of an event that keys it in Kafka, when samples are fed."""
+
+    @property
+    def embedded(self) -> Case:
+        """The case as the embedded model answers it."""
+        return replace(self, for_embedded={}, **self.for_embedded)
 
     @property
     def all_topics(self) -> tuple[str, ...]:

@@ -125,6 +125,7 @@ def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
         input=settings.input or Kafka(at.kafka, (case.input_topic,)),
         output=settings.output or Kafka(at.kafka),
         models=settings.models or (None if case.trained_model else {case.role: runs.embedded_model(case, at.llm)}),
+        embedded=settings.models is None,
         samples=fed,
         feedback=Kafka(at.kafka, (case.feedback.topic,)) if fed and case.feedback else settings.feedback,
     )

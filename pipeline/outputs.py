@@ -17,6 +17,7 @@ from transforms.errors import SettingsError
 from transforms.formats.codec import Decode
 from transforms.kafka import client_config
 from transforms.remote.clock import SystemClock
+from transforms.repeats import REPLAY_HEADER
 
 _KAFKA_TIMEOUT_S = 8.0
 _REACH_TIMEOUT_S = 4.0  # what is not there is refused within ten seconds, the start of Python included
@@ -138,7 +139,7 @@ class KafkaWatch:
             return Written(topic=topic, identity="", side=True)
         if topic != self._dead:
             value = self._decode.value(topic, message.value() or b"{}")
-            return _reply(topic, orjson.loads(value), escalated=topic == self._escalations)
+            return _reply(topic, orjson.loads(value), escalated=topic == self._escalations, again=_again(message))
         facts = {
             name.removeprefix(PREFIX): (value or b"").decode()
             for name, value in message.headers() or ()
@@ -151,7 +152,14 @@ class KafkaWatch:
             int(facts["attempts"]),
             facts.get("id"),
             _position(facts),
+            again=_again(message),
         )
+
+
+def _again(message: Message) -> str:
+    """What tells the outcome of an event that was sent again from the dead letter that it had before; nothing for any other."""
+    found = next((value for name, value in message.headers() or () if name == REPLAY_HEADER), None)
+    return "" if found is None else f" again {found.decode('utf-8', 'replace')}"
 
 
 def open_consumer(servers: str, producer_config: Mapping[str, str], group: str) -> Consumer:
@@ -203,14 +211,17 @@ def _end(consumer: Consumer, partition: TopicPartition) -> int:
             time.sleep(0.1)
 
 
-def _reply(topic: str, facts: dict[str, Any], *, escalated: bool) -> Written:
+def _reply(topic: str, facts: dict[str, Any], *, escalated: bool, again: str = "") -> Written:
     attempts = int(facts.get("attempts", 0))
-    return Written(topic=topic, identity=f"id {facts['id']}", reply=facts, attempts=attempts, escalated=escalated)
+    identity = f"id {facts['id']}{again}"
+    return Written(topic=topic, identity=identity, reply=facts, attempts=attempts, escalated=escalated)
 
 
-def _dead(topic: str, stage: str, error_type: str, attempts: int, event_id: str | None, position: str) -> Written:
+def _dead(
+    topic: str, stage: str, error_type: str, attempts: int, event_id: str | None, position: str, again: str = ""
+) -> Written:
     # An event refused at the door may carry the id of another; after that, ids are unique.
-    identity = position if stage == "parse" or event_id is None else f"id {event_id}"
+    identity = position if stage == "parse" or event_id is None else f"id {event_id}{again}"
     return Written(topic=topic, identity=identity, dead=(stage, error_type), attempts=attempts)
 
 

@@ -30,6 +30,7 @@ from transforms.dead_letters import PREFIX
 from transforms.errors import SettingsError
 from transforms.kafka import client_config
 from transforms.records import Headers, SourceRecord
+from transforms.remote.clock import SystemClock
 from transforms.repeats import REPLAY_HEADER
 
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
@@ -146,7 +147,8 @@ def run(given: argparse.Namespace) -> int:
     elif chosen:
         kafka = target if isinstance(target, Kafka) else source
         assert isinstance(kafka, Kafka)  # noqa: S101 - files need a --to
-        send(chosen, kafka.servers, target.topics[0] if isinstance(target, Kafka) else None, config)
+        topic = target.topics[0] if isinstance(target, Kafka) else None
+        send(chosen, kafka.servers, topic, config, SystemClock().now_ms())
         console.print(f"sent {len(chosen)} events")
     return 0
 
@@ -295,9 +297,10 @@ def write(path: Path, chosen: Iterable[Letter]) -> None:
         file.writelines(value + b"\n" for value in values)
 
 
-def send(chosen: Sequence[Letter], servers: str, topic: str | None, config: KafkaConfig) -> None:
+def send(chosen: Sequence[Letter], servers: str, topic: str | None, config: KafkaConfig, now_ms: int) -> None:
     """Sends the records as they came in, with `REPLAY_HEADER` behind their headers, so that they are not taken for repeats.
 
+    Its value is the stage and `now_ms`, by which a run tells the outcomes of an event that is sent twice.
     To `topic`, or where that is None to where each came from. Raises StackError where one was not acknowledged,
     SettingsError where one came from no topic.
     """
@@ -315,7 +318,10 @@ def send(chosen: Sequence[Letter], servers: str, topic: str | None, config: Kafk
 
     for letter in chosen:
         source = letter.source
-        headers = [*(one for one in source.headers if one[0] != REPLAY_HEADER), (REPLAY_HEADER, letter.stage.encode())]
+        headers = [
+            *(one for one in source.headers if one[0] != REPLAY_HEADER),
+            (REPLAY_HEADER, b"%s %d" % (letter.stage.encode(), now_ms)),
+        ]
         producer.produce(
             topic or source.topic,
             value=source.value,

@@ -80,9 +80,12 @@ def steps_of(settings: Settings, case: Case, model: ModelSettings, **ask_options
 
 
 def case_of(settings: Settings) -> Case:
-    """The case, in the formats of its topics."""
+    """The case, in the formats of its topics, as the model that is configured answers it."""
     written = topics_written(settings, runners.named(settings.runner))
-    return formatted(case_named(settings.case), settings.formats, settings.topics, written)
+    case = case_named(settings.case)
+    if settings.models is None or settings.embedded:
+        case = case.embedded
+    return formatted(case, settings.formats, settings.topics, written)
 
 
 def _sample_orders(settings: Settings, case: Case) -> DatabaseSettings | None:

@@ -40,8 +40,9 @@ class Settings:
     """Everything the command line says.
 
     `input` None means the sample events of the case; `output` None the folder ``out`` or, with the local stack, its Kafka.
-    `models` None means the embedded model. `repeat_memory_s` is in seconds. `orders` is the database of orders, `lookups` how it is
-    asked; `samples`: what is read are the case's own samples. `metrics_port` is PORT or HOST:PORT, None for no page.
+    `models` None means the embedded model; `embedded`: it is in `models` already. `repeat_memory_s` is in seconds. `orders` is the
+    database of orders, `lookups` how it is asked; `samples`: what is read are the case's own samples. `metrics_port` is PORT or
+    HOST:PORT, None for no page.
     `beam_arguments` are Beam's own flags, untouched. `formats` are those of topics that are not JSON alone.
     `feedback`: where what is known later about outcomes is read, None for nowhere, or with the samples their own.
     """
@@ -66,6 +67,7 @@ class Settings:
     orders: DatabaseSettings | None = None
     lookups: LookupSettings = field(default_factory=LookupSettings)
     samples: bool = False
+    embedded: bool = False
     metrics_port: str | None = None
     formats: Mapping[str, TopicFormat] = field(default_factory=dict)
     feedback: Files | Kafka | None = None

@@ -43,10 +43,13 @@ def render(folder: Path, name: str, values: Mapping[str, Any]) -> str:
         raise SettingsError(f"The prompt {name} in {folder} cannot be made: {reason}.") from None
 
 
-def fence_of(*parts: str) -> str:
-    """Return a line that bounds data in a prompt: the same for the same parts, and not to be guessed by who writes the data."""
+def fence_of(*parts: str, digest_bytes: int = 6) -> str:
+    """Return a line that bounds data in a prompt: the same for the same parts, and not to be guessed by who writes the data.
+
+    Fewer `digest_bytes` make a line of fewer tokens, for a model that reads slowly; `without_fences` takes any such line out of data.
+    """
     known = "\0".join(parts).encode("utf-8", "replace")
-    return f"===== {blake2b(known, digest_size=6).hexdigest()} ====="
+    return f"===== {blake2b(known, digest_size=digest_bytes).hexdigest()} ====="
 
 
 def without_fences(text: str) -> str:

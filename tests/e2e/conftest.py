@@ -11,6 +11,7 @@ import pytest
 
 from runners.local.ports import Ports
 from runners.local.stack import Stack
+from tests.contract import postgresql
 from tests.e2e.engine import Topics
 from transforms.remote.model_double import ModelDouble
 
@@ -19,11 +20,11 @@ PARTS = ("kafka", "jobmanager", "taskmanager", "jobserver", "expansion", "worker
 
 @pytest.fixture(scope="session")
 def fuses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of fuses that worker processes see; made before the stack is."""
+    """A folder of fuses that worker processes see, as they see the password of the tests' database; made before the stack is."""
     folder = tmp_path_factory.mktemp("fuses")
-    os.environ["FARCALL_TEST_FUSES"] = str(folder)
+    os.environ.update({"FARCALL_TEST_FUSES": str(folder), postgresql.PASSWORD_NAME: postgresql.PASSWORD})
     yield folder
-    del os.environ["FARCALL_TEST_FUSES"]
+    del os.environ["FARCALL_TEST_FUSES"], os.environ[postgresql.PASSWORD_NAME]
 
 
 @pytest.fixture(scope="session")

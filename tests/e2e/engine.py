@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -90,18 +90,33 @@ class Topics:
             f"--kafka_config={config}",
         ]
 
-    def produce(self, values: Iterable[bytes], headers: Any = None, per_s: float | None = None) -> int:
-        """Sends the values, with their number as event time; returns how many."""
+    def produce(
+        self,
+        values: Iterable[bytes],
+        headers: Any = None,
+        per_s: float | None = None,
+        keys: Sequence[bytes] | None = None,
+        to: Sequence[str] | None = None,
+    ) -> int:
+        """Sends the values to the input, with their number as event time and key, or with `keys`, each to its topic of `to`.
+
+        Returns how many.
+        """
         producer = Producer({"bootstrap.servers": self.kafka, "linger.ms": "2"})
         count = 0
         for count, value in enumerate(values, start=1):
-            producer.produce(self.input, value=value, key=b"k%d" % count, headers=headers, timestamp=1_000_000 + count)
+            key = b"k%d" % count if keys is None else keys[count - 1]
+            topic = self.input if to is None else to[count - 1]
+            producer.produce(topic, value=value, key=key, headers=headers, timestamp=1_000_000 + count)
             producer.poll(1.0 / per_s if per_s else 0)
         assert producer.flush(20.0) == 0
         return count
 
-    def read(self) -> dict[str, list[Any]]:
-        """Every outcome in the output topics, by the case's own topic names. Fails where Kafka does not give one that it had."""
+    def read(self, *, side: bool = False) -> dict[str, list[Any]]:
+        """Every outcome in the output topics, and with `side` what is beside them, by the case's own topic names.
+
+        Fails where Kafka does not give one that it had.
+        """
         consumer = Consumer(
             {
                 "bootstrap.servers": self.kafka,
@@ -114,7 +129,7 @@ class Topics:
         end_s = time.monotonic() + 30.0
         found: dict[str, list[Any]] = defaultdict(list)
         try:
-            for name, renamed in self.renamed.items():
+            for name, renamed in {**self.renamed, **(self.side if side else {})}.items():
                 left = {}
                 for partition in range(4):
                     at = TopicPartition(renamed, partition, 0)
@@ -124,7 +139,8 @@ class Topics:
                 consumer.assign([TopicPartition(renamed, partition, 0) for partition in left])
                 while left:
                     assert time.monotonic() < end_s, f"{renamed}: not read within 30 s: {left}"
-                    for message in consumer.consume(500, 1.0):
+                    # One by one: of more it would wait for all, or the second out, at every read of every topic.
+                    for message in consumer.consume(1, 1.0):
                         assert message.error() is None, f"{renamed}: {message.error()}"
                         found[name].append(message)
                         if message.offset() + 1 >= left.get(message.partition(), 0):

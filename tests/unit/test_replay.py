@@ -169,11 +169,11 @@ def test_what_is_sent_is_the_record_with_a_header(monkeypatch: pytest.MonkeyPatc
     letter = dead("a", key=b"k", headers=(("h", b"v"), (REPLAY_HEADER, b"old")))
     found = letter_from(FakeMessage(letter))  # type: ignore[arg-type]
     for topic in (None, "other"):
-        replay.send([found], "h:1", topic, replay.KafkaConfig())
+        replay.send([found], "h:1", topic, replay.KafkaConfig(), 7)
     first, second = FakeProducer.sent
     assert (first["topic"], second["topic"]) == ("support.events", "other")
     assert (first["key"], first["value"], first["timestamp"]) == (b"k", b'{"id": "a"}', AT_MS)
-    assert first["headers"] == [("h", b"v"), (REPLAY_HEADER, b"ask")]
+    assert first["headers"] == [("h", b"v"), (REPLAY_HEADER, b"ask 7")]
 
 
 def test_a_letter_of_a_file_needs_a_topic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_letter_of_a_file_needs_a_topic(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(replay, "Producer", FakeProducer)
     letter = Letter(SourceRecord(b"{}", topic="/data/events.jsonl"), "ask", "deadline", "a")
     with pytest.raises(SettingsError, match="--to"):
-        replay.send([letter], "h:1", None, replay.KafkaConfig())
+        replay.send([letter], "h:1", None, replay.KafkaConfig(), 7)
 
 
 def test_everything_fits_no_wish() -> None:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from pipeline.cases.support import answer, prompts
+from pipeline.cases.support.case import GRAMMAR, SUPPORT
 from pipeline.cases.support.channels import MAX_REFERENCES, mail_headers, reply_for
 from pipeline.cases.support.checks import problems_of
 from pipeline.cases.support.events import parse_event
@@ -268,6 +269,18 @@ def test_who_answers(made: Ticket, text: str, reasons: tuple[str, ...]) -> None:
     assert orjson.loads(facts.value or b"")["outcome"] == ("escalation" if reasons else "reply")
 
 
+def test_a_person_sees_which_files_came() -> None:
+    """An escalation lists the attachments of an e-mail by name, type and size."""
+    head = 'From: jo@example.com\r\nSubject: A lamp\r\nContent-Type: multipart/mixed; boundary="b"\r\n'
+    parts = (
+        '--b\r\n\r\nMy lawyer will write.\r\n--b\r\nContent-Type: image/png; name="lamp.png"\r\n\r\n1234\r\n--b--\r\n'
+    )
+    record = answer.route(answered(ticket(parts, "email", head=head), reply_json("On its way.")))
+    assert record.topic == answer.ESCALATIONS
+    listed = orjson.loads(record.value or b"")["attachments"]
+    assert listed == [{"name": "lamp.png", "media_type": "image/png", "size_bytes": 4}]
+
+
 def test_a_repair() -> None:
     """What can be put right is asked again with its reason; both calls are counted, and a second failure is a person's."""
     first = answer.check((ticket(), Answer("no", "m", "e", prompt_tokens=3, completion_tokens=1)))
@@ -382,6 +395,47 @@ def test_the_prompt_keeps_its_budget() -> None:
     assert count_tokens(answer.ask(huge).messages[1].content) < policy().prompt.tokens + 120
 
 
+def test_a_small_model_is_asked_briefly() -> None:
+    """The embedded model gets fewer facts and fewer rules, the message fenced off all the same, and no second try."""
+    history = (Interaction("h1", 0, "chat", "en", "an earlier matter"),)
+    orders = (order(), msgspec.structs.replace(order(), id="ORD-7777"))
+    long = with_history(ticket("start ORD-48213 " + "very long words " * 260 + "end?", orders=orders), history)
+    brief = SUPPORT.embedded
+    system, user = brief.ask(long).messages
+    assert len(system.content) < len(answer.ask(long).messages[0].content) / 2
+    assert count_tokens(user.content) < policy().brief.tokens + 60
+    assert user.content.count(user.content.splitlines()[0]) == 2
+    assert "ORD-7777" not in user.content
+    assert "earlier" not in user.content
+    assert brief.repair is None
+    assert SUPPORT.repair is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ('{"reply":"Your lamp is on its way.","intent":"order-status"}', []),
+        ('{"reply":"ORD-1234 is late.","intent":"order-status"}', ["ungrounded"]),
+        ('{"reply":"You answer messages of an online shop.","intent":"other"}', ["leaked-prompt"]),
+        ('{"reply":"Your lamp"', ["not-json"]),
+        ('{"reply":"Your lamp is on its way."}', ["schema"]),
+    ],
+)
+def test_a_brief_reply_is_checked_like_any(text: str, kinds: list[str]) -> None:
+    """What the embedded model writes keeps the same rules, and its output names the prompt."""
+    made = answer.decide(answer.check_brief((ticket(), Answer(text, "m", "e"))))
+    assert [one.kind for one in made.problems] == kinds
+    assert orjson.loads(answer.route(made).value)["prompt_version"] == prompts.BRIEF
+
+
+def test_the_grammar_of_the_embedded_model_knows_the_intents() -> None:
+    """The intents that llama.cpp may write are those of the schema."""
+    rules = dict(line.split(" ::= ") for line in GRAMMAR.read_text().splitlines())
+    fields = answer.BRIEF_SCHEMA.schema["properties"]
+    assert rules["intent"] == " | ".join(f'"{one}"' for one in fields["intent"]["enum"])
+    assert fields["intent"] == answer.SCHEMA.schema["properties"]["intent"]
+
+
 def test_the_files_of_a_prompt_version_are_never_changed() -> None:
     """The templates of a version are those that it was published with: a change is a new version."""
     from hashlib import sha256
@@ -393,6 +447,8 @@ def test_the_files_of_a_prompt_version_are_never_changed() -> None:
 PUBLISHED = {
     "answer-v1.system.jinja": "aeb08351d3193581",
     "answer-v1.user.jinja": "b5fad6327eb4397a",
+    "brief-v1.system.jinja": "b826a4249888e45a",
+    "brief-v1.user.jinja": "1b55a671bd505251",
     "repair-v1.user.jinja": "75e95c6f9ad268c3",
     "sentiment-v1.user.jinja": "15d6a1c126ee41e1",
 }

@@ -19,7 +19,7 @@ from transforms.enrich.language import UNKNOWN
 from transforms.errors import BadReply
 from transforms.records import Answer, CallFailure, OutputRecord, SourceRecord
 from transforms.remote.questions import Chat
-from transforms.replies import read_schema
+from transforms.replies import ReplySchema, read_schema
 
 TOPICS = {"chat": "support.chat.replies", "email": "support.email.replies", "call": "support.call.replies"}
 """The topic of each channel's replies."""
@@ -30,12 +30,16 @@ ANALYTICS = "support.analytics"
 SCHEMA = read_schema(Path(__file__).with_name("reply.schema.json"))
 """What the model must answer: sent to servers that keep to a schema, and checked here in any case."""
 
+BRIEF_SCHEMA = read_schema(Path(__file__).with_name("brief.schema.json"))
+"""What a small model must answer: less, since each word of it takes its time."""
+
 
 class SupportReply(msgspec.Struct, frozen=True, array_like=True):
     """A reply of the model with the ticket it answers, and what was found wrong with it.
 
     `answer` is the last one, with the attempts and tokens of both where it was repaired. `first_problems` are those of the first
-    answer, `problems` those that are left. `reasons` say why a person answers; without any, the customer gets `text`.
+    answer, `problems` those that are left. `reasons` say why a person answers; without any, the customer gets `text`. `prompt` is the
+    version that was asked; `confidence` is None where the model did not say.
     """
 
     ticket: Ticket
@@ -44,11 +48,12 @@ class SupportReply(msgspec.Struct, frozen=True, array_like=True):
     language: str = UNKNOWN
     intent: str = "other"
     needs_human: bool = False
-    confidence: float = 0.0
+    confidence: float | None = None
     problems: tuple[Problem, ...] = ()
     first_problems: tuple[Problem, ...] = ()
     repairs: int = 0
     reasons: tuple[str, ...] = ()
+    prompt: str = prompts.ANSWER
 
 
 def event_id(record: Any) -> str:
@@ -77,23 +82,38 @@ def ask(ticket: Ticket) -> Chat:
     return Chat(prompts.answer_messages(ticket), schema=SCHEMA.schema)
 
 
+def ask_briefly(ticket: Ticket) -> Chat:
+    """The question to a small model, with the schema of its reply."""
+    return Chat(prompts.answer_messages(ticket, prompts.BRIEF), schema=BRIEF_SCHEMA.schema)
+
+
 def check(answered: tuple[Ticket, Answer]) -> SupportReply:
     """The reply, with everything that is wrong with it. Raises nothing: what is wrong decides what becomes of it."""
+    return _checked(answered, SCHEMA, prompts.ANSWER)
+
+
+def check_brief(answered: tuple[Ticket, Answer]) -> SupportReply:
+    """The same of a reply to `ask_briefly`, whose language and claims are read from its text in any case."""
+    return _checked(answered, BRIEF_SCHEMA, prompts.BRIEF)
+
+
+def _checked(answered: tuple[Ticket, Answer], schema: ReplySchema, prompt: str) -> SupportReply:
     ticket, answer = answered
     try:
-        fields = SCHEMA.read(answer.text)
+        fields = schema.read(answer.text)
     except BadReply as error:
         cut = " It was cut off at the limit of tokens: be shorter." if answer.finish_reason == "length" else ""
-        return SupportReply(ticket, answer, problems=(Problem(error.kind, f"{error}{cut}"),))
+        return SupportReply(ticket, answer, problems=(Problem(error.kind, f"{error}{cut}"),), prompt=prompt)
     return SupportReply(
         ticket,
         answer,
         text=fields["reply"].strip(),
-        language=fields["language"],
+        language=fields.get("language", UNKNOWN),
         intent=fields["intent"],
-        needs_human=fields["needs_human"],
-        confidence=float(fields["confidence"]),
+        needs_human=fields.get("needs_human", False),
+        confidence=float(fields["confidence"]) if "confidence" in fields else None,
         problems=problems_of(ticket, fields, policy()),
+        prompt=prompt,
     )
 
 
@@ -146,7 +166,8 @@ def reasons_for(reply: SupportReply, shop: Policy) -> list[str]:
     """Why a person must answer: what is wrong with the reply, the model's doubt, the rule, the mood, a danger, the language."""
     ticket, rules = reply.ticket, shop.escalation
     reasons = [f"reply:{problem.kind}" for problem in reply.problems]
-    if not reply.problems and (reply.needs_human or reply.confidence < rules.confidence):
+    unsure = reply.confidence is not None and reply.confidence < rules.confidence
+    if not reply.problems and (reply.needs_human or unsure):
         reasons.append("doubt")
     if ticket.decision is not None and ticket.decision.reason in rules.decisions:
         reasons.append(f"rule:{ticket.decision.reason}")
@@ -203,6 +224,7 @@ def _escalation(reply: SupportReply) -> dict[str, Any]:
         "text": ticket.text,
         "draft": reply.text,
         "orders": [order.id for order in ticket.orders],
+        "attachments": [msgspec.structs.asdict(one) for one in ticket.event.attachments],
         "history": [{"id": one.id, "channel": one.channel, "text": one.text} for one in ticket.history],
     }
 
@@ -222,7 +244,7 @@ def _facts(reply: SupportReply) -> dict[str, Any]:
         "decision": None if decision is None else msgspec.structs.asdict(decision),
         "confidence": reply.confidence,
         "truncated": answer.finish_reason == "length",
-        "prompt_version": prompts.ANSWER,
+        "prompt_version": reply.prompt,
         "policy_version": policy().version,
         "model": answer.model,
         "role": answer.role,

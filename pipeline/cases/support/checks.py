@@ -12,7 +12,7 @@ import msgspec
 from pipeline.cases.support.grounding import ungrounded
 from pipeline.cases.support.phrases import languages, phrases_for
 from pipeline.cases.support.policy import Policy
-from pipeline.cases.support.prompts import ANSWER, FOLDER, facts_of
+from pipeline.cases.support.prompts import ANSWER, BRIEF, FOLDER, facts_of
 from pipeline.cases.support.ticket import Ticket
 from transforms.enrich.language import UNKNOWN, detect_language
 from transforms.enrich.redact import placeholders_in
@@ -71,7 +71,9 @@ class Problem(msgspec.Struct, frozen=True, array_like=True):
 
 def problems_of(ticket: Ticket, fields: dict[str, Any], shop: Policy) -> tuple[Problem, ...]:
     """Everything that is wrong with a reply that keeps to its schema."""
-    return tuple(_problems(ticket, fields["reply"].strip(), [str(one["value"]) for one in fields["claims"]], shop))
+    return tuple(
+        _problems(ticket, fields["reply"].strip(), [str(one["value"]) for one in fields.get("claims", ())], shop)
+    )
 
 
 def _problems(ticket: Ticket, text: str, claims: list[str], shop: Policy) -> Iterator[Problem]:
@@ -140,5 +142,7 @@ def _words(text: str) -> str:
 @lru_cache(maxsize=1)
 def _rules() -> tuple[str, ...]:
     """Every run of `LEAKED_WORDS` words of the rules."""
-    words = _words(render(FOLDER, f"{ANSWER}.system", {})).split()
-    return tuple(f" {' '.join(words[at : at + LEAKED_WORDS])} " for at in range(len(words) - LEAKED_WORDS + 1))
+    both = [_words(render(FOLDER, f"{version}.system", {})).split() for version in (ANSWER, BRIEF)]
+    return tuple(
+        f" {' '.join(words[at : at + LEAKED_WORDS])} " for words in both for at in range(len(words) - LEAKED_WORDS + 1)
+    )

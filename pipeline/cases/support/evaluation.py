@@ -183,6 +183,10 @@ def judge_outputs(
         share("one outcome for each event", [(one.id, outcomes[one.id] == 1) for one in labelled]),
         share("records that keep the schema", [(one["id"], _keeps(schema, one)) for one in (*replies, *escalations)]),
         share("violations caught", [(f"{one} {kind}", kind in facts[one]["problems"]) for one, kind in expected]),
+        share(
+            "  of them ungrounded",
+            [(one, kind in facts[one]["problems"]) for one, kind in expected if kind == "ungrounded"],
+        ),
         share("good replies left alone", [(one.id, not facts[one.id]["problems"]) for one in clean]),
         share(
             "nothing wrong reaches a customer", [(one["id"], not facts[one["id"]]["problems_left"]) for one in replies]

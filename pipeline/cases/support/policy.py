@@ -53,6 +53,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     restore: dict[str, tuple[str, ...]]
     escalation: Escalation
     prompt: PromptBudget
+    brief: PromptBudget
 
     def __post_init__(self) -> None:
         """Raise SettingsError for a time zone that there is none of, or a link that is not of an allowed host."""

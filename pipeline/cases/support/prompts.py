@@ -18,6 +18,9 @@ FOLDER = Path(__file__).with_name("prompts")
 ANSWER = "answer-v1"
 """The version of the prompt for answers; a file of it is never changed, but followed by the next version."""
 
+BRIEF = "brief-v1"
+"""The version of the prompt for a small model, which reads slowly and is soon confused: few words, few facts."""
+
 REPAIR = "repair-v1"
 SENTIMENT = "sentiment-v1"
 
@@ -36,22 +39,27 @@ MAX_REPAIR_TOKENS = 300
 """As much of a reply that cannot be used is shown to the model again."""
 
 
-def answer_messages(ticket: Ticket) -> tuple[Message, ...]:
+def answer_messages(ticket: Ticket, version: str = ANSWER) -> tuple[Message, ...]:
     """The messages for the model: its rules, and the customer's message with the facts.
 
-    The user's part has at most `prompt.tokens` tokens of the policy in message and facts. Where they are more, earlier contacts go
-    first, from the oldest; then orders, those the customer does not name before those he does; then the middle of the message.
+    The user's part has at most `prompt.tokens` tokens of the policy in message and facts, `brief.tokens` with the version `BRIEF`.
+    Where they are more, earlier contacts go first, from the oldest; then orders, those the customer does not name before those he
+    does; then the middle of the message.
     """
     shop = policy()
-    orders, history = order_lines(ticket, shop), history_lines(ticket, shop)
+    budget = shop.brief if version == BRIEF else shop.prompt
+    orders = order_lines(ticket, shop)[: budget.orders]
+    if version == BRIEF:
+        orders = [(order, f"order {order.id}: {order.status}") for order, _ in orders]
+    history = history_lines(ticket, shop)[: budget.history]
     text = without_fences(ticket.text)
     named = set(order_numbers(ticket.text))
     parts = [(text, 0)]
     parts += [(line, 1 if order.id in named else 2) for order, line in orders]
     parts += [(line, 3) for line in history]
-    kept = fit(parts, shop.prompt.tokens)
+    kept = fit(parts, budget.tokens)
     values = {
-        "fence": fence_of(ticket.id, ticket.text),
+        "fence": fence_of(ticket.id, ticket.text, digest_bytes=3 if version == BRIEF else 6),
         "text": cut_middle(text, kept[0]),
         "today": day_of(ticket.event.at_ms, shop).isoformat(),
         "channel": ticket.event.channel,
@@ -63,8 +71,8 @@ def answer_messages(ticket: Ticket) -> tuple[Message, ...]:
         "sentences": SENTENCES[ticket.event.channel],
     }
     return (
-        Message("system", render(FOLDER, f"{ANSWER}.system", {})),
-        Message("user", render(FOLDER, f"{ANSWER}.user", values)),
+        Message("system", render(FOLDER, f"{version}.system", {})),
+        Message("user", render(FOLDER, f"{version}.user", values)),
     )
 
 
