@@ -229,6 +229,7 @@ class Admission:
                 return
             if permit.endpoint.breaker.state != "closed":
                 waiter = self._least_failed(waiter)
+                permit.estimated = waiter.tokens  # what was reserved for the first is settled with the reply
             waiter.future.set_result(permit)
 
     def _least_failed(self, first: _Waiter) -> _Waiter:
