@@ -39,6 +39,9 @@ _PARTITIONS = 4
 _POLL_S = 0.2
 _QUIET_S = 60.0
 _RUNNING_WITHIN_S = 120.0
+# Flink's REST answers from what it looked up up to three seconds ago (web.refresh-interval), states and savepoints each on their own.
+_STATED_WITHIN_S = 8.0
+_ENDED_BY_SOMEBODY = frozenset({"CANCELED", "CANCELLING"})
 
 
 def run(settings: Settings, console: Console, stop: Stop) -> int:
@@ -157,6 +160,7 @@ class _Job:
         self._name = f"farcall-{self._case.name}-{uuid.uuid4().hex[:8]}"
         self._drain_asked = False
         self._job: str | None = None
+        self._saved: str | None = None
 
     def run(self) -> int:
         settings, console = self._settings, self._console
@@ -189,7 +193,8 @@ class _Job:
                 except BaseException:  # whatever stops us from following the job must not leave it behind unseen
                     self._end(result)
                     raise
-                if self._savepoint() is None:
+                self._saved = self._savepoint(result)
+                if self._saved is None:
                     result.wait_until_finish()
             read_count = sum(self._positions(consumer_config).values()) - sum(began_at.values())
             return self._conclude(result, progress, read_count)
@@ -311,7 +316,7 @@ class _Job:
             result.cancel()
 
     def _conclude(self, result: Any, progress: runs.Progress, read_count: int) -> int:
-        savepoint = self._savepoint()
+        savepoint = self._saved
         if result.state != PipelineState.DONE and savepoint is None:
             self._console.print(f"The job ended as {result.state}.")
             return 1
@@ -321,24 +326,31 @@ class _Job:
             if isinstance(output, Kafka)
             else f"{runs.output_folder(self._settings)}/<topic>.jsonl"
         )
-        # Kafka knows how much was read, whatever happened meanwhile; Flink's counters begin again when a job is restarted.
-        records = read_count if isinstance(self._settings.input, Kafka) else counter(result, RECORDS_IN) or 0
+        resumed = value_of(self._settings.beam_arguments, "--savepoint_path") is not None
+        # Kafka knows how much was read, whatever happened meanwhile; Flink's counters begin again when a job is restarted. But a job
+        # that goes on from a savepoint reads from the offsets in it, which the job before may not have committed when it ended.
+        by_offsets = isinstance(self._settings.input, Kafka) and not resumed
+        records = read_count if by_offsets else counter(result, RECORDS_IN) or 0
         repeats = (counter(result, REPEATS) or 0) if result.state == PipelineState.DONE else 0
         if self._job is not None and self._engine.rest is not None and self._engine.rest.was_restarted(self._job):
             self._console.print("The job was restarted on the way; repeats are counted since the last restart.")
-        resumed = value_of(self._settings.beam_arguments, "--savepoint_path") is not None
         return runs.conclude(self._console, progress, records, repeats, where, resumed=resumed, savepoint=savepoint)
 
-    def _savepoint(self) -> str | None:
+    def _savepoint(self, result: Any) -> str | None:
         """Where the job's state lies, if somebody ended it with a savepoint; a drain of ours leaves nothing in it.
 
         Beam's job server calls a job that was cancelled from elsewhere a failed one; Flink tells the two apart.
         """
-        if self._drain_asked or self._job is None or self._engine.rest is None:
+        rest, job = self._engine.rest, self._job
+        if result.state == PipelineState.DONE or self._drain_asked or job is None or rest is None:
             return None
-        if self._engine.rest.state(self._job) not in {"CANCELED", "CANCELLING", "FINISHED"}:
-            return None
-        return self._engine.rest.savepoint(self._job)
+        end_s = time.monotonic() + _STATED_WITHIN_S
+        while True:
+            state = rest.state(job)
+            saved = rest.savepoint(job) if state in _ENDED_BY_SOMEBODY else None
+            if saved is not None or state == "FAILED" or time.monotonic() > end_s:
+                return saved
+            time.sleep(_POLL_S)
 
 
 def positions(source: Kafka, settings: KafkaConfig, config: Mapping[str, str]) -> dict[tuple[str, int], int]:

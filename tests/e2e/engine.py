@@ -124,6 +124,8 @@ class Topics:
                 "enable.auto.commit": "false",
                 # A record that is gone is a failure, not a reason to wait for the next.
                 "auto.offset.reset": "error",
+                # A fetch that waits for more holds up the questions about the next topic, which go over the same connection: seconds.
+                "fetch.wait.max.ms": "10",
             }
         )
         end_s = time.monotonic() + 30.0

@@ -25,7 +25,7 @@ from pipeline.registry import CASES
 from runners.local import __main__ as stack_command
 from runners.local.parts import PARTS
 from runners.local.ports import Ports
-from transforms import dead_letters, errors, metrics
+from transforms import dead_letters, errors, feedback, metrics, recent
 from transforms.files import WriteLines
 from transforms.formats import codec
 from transforms.formats import settings as formats
@@ -82,6 +82,9 @@ def blocks(language: str, documents: list[Path] | None = None) -> list[Any]:
         if match[1] == language
     ]
 
+
+LATER = {recent.LATE, feedback.JOINED, feedback.REPEATED, feedback.UNMATCHED, feedback.WITHOUT_FEEDBACK}
+"""The counters of windows by key and of feedback."""
 
 MODEL_KEYS = [
     models_file.ModelKeys,
@@ -377,7 +380,12 @@ def test_every_instrument_is_in_the_reference_as_it_is() -> None:
 def test_every_counter_of_the_steps_is_in_the_reference() -> None:
     """The table of Beam's counters has exactly those that the steps count."""
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "transforms").rglob("*.py"))
-    counted = {*re.findall(r"Metrics\.counter\(NAMESPACE, \"(\w+)\"\)", code), metrics.RECORDS_IN, metrics.REPEATS}
+    counted = {
+        *re.findall(r"Metrics\.counter\(NAMESPACE, \"(\w+)\"\)", code),
+        metrics.RECORDS_IN,
+        metrics.REPEATS,
+        *LATER,
+    }
     assert set(first_cells(section(text_of(METRICS), "Of the steps"))) == counted
 
 

@@ -19,6 +19,7 @@ from transforms.remote.batcher import TokenEstimate
 from transforms.remote.client_metrics import ClientMetrics
 from transforms.remote.clock import Clock
 from transforms.remote.concurrency import Limit, Sample, Verdict
+from transforms.remote.loop_lag import LoopLag
 from transforms.remote.outliers import Kind
 from transforms.remote.pool import EndpointState, Pool, Ticket
 from transforms.remote.quota import Quota, Reservation
@@ -90,6 +91,7 @@ class Admission:
     ) -> None:
         self.most = most
         self.estimate = TokenEstimate()
+        self.lag = LoopLag(clock)
         self._limits = limits
         self._quotas = quotas
         self._metrics = metrics
@@ -184,7 +186,8 @@ class Admission:
         verdict = _VERDICTS[kind]
         if kind == "throttled" and (retry_after_s or self._quotas[endpoint.url].known):
             verdict = "cancelled"  # a quota is a rate: it says nothing of how many may be in flight
-        sample = Sample(now_s, took_s, permit.in_flight, verdict, output or None)
+        rtt_s = self.lag.without(took_s) if verdict == "ok" else took_s
+        sample = Sample(now_s, rtt_s, permit.in_flight, verdict, output or None)
         self._limits[endpoint.url].observe(sample)
         self._tell_quota(permit, kind, now_s, tokens, retry_after_s)
         was = endpoint.breaker.state
@@ -192,6 +195,8 @@ class Admission:
             self.replied_s = now_s
         endpoint.on_end(now_s, kind, took_s, permit.ticket)
         self._in_flight -= 1
+        if not self._in_flight:
+            self.lag.stop()
         if was != "closed" and endpoint.breaker.state == "closed":
             self._wake_resting()
         if kind != "ok" and self.on_trouble is not None:
@@ -224,6 +229,7 @@ class Admission:
                 return
             if permit.endpoint.breaker.state != "closed":
                 waiter = self._least_failed(waiter)
+                permit.estimated = waiter.tokens  # what was reserved for the first is settled with the reply
             waiter.future.set_result(permit)
 
     def _least_failed(self, first: _Waiter) -> _Waiter:
@@ -258,6 +264,7 @@ class Admission:
                 reserved = self._quotas[endpoint.url].try_reserve(now_s, self.estimate.corrected(tokens))
                 if isinstance(reserved, Reservation):
                     self._in_flight += 1
+                    self.lag.start()
                     return Permit(endpoint, endpoint.on_start(now_s), now_s, tokens, reserved)
                 self._quota_wait_s = min(self._quota_wait_s, reserved)
                 self.blocked = "quota"

@@ -190,6 +190,7 @@ class Client:
         show = self._metrics.show
         observe_pool(self.telemetry, self.pool, self._clock.monotonic_s)
         show(names.CALLS_WAITING, lambda: self._admission.waiting)
+        show(names.LOOP_LAG, lambda: self._admission.lag.lag_s)
         show(names.RETRY_BUDGET, lambda: self._attempts.budget.available(self._clock.monotonic_s()))
         for url, limit in self._limits.items():
             show(names.CONCURRENCY_LIMIT, partial(getattr, limit, "limit"), endpoint=url)

@@ -38,6 +38,8 @@ Netflix's averages are arithmetic; ours are of logarithms. Netflix's ignores dro
 A server whose replies take half a minute says nothing for so long, and a start by rounds would take minutes. So before the first
 result a limit is doubled each second in which somebody waits for it (`press`): a slow server begins with `most` at worst.
 
+A round-trip time is the server's and the network's: what the client's own event loop adds is taken off before (`loop_lag.py`).
+
 Results that are cancelled, or failed for their content, say nothing. The limit is never below `least` or above `most`, and
 where callers do not reach it, it does not grow. Rounds need no timer: a limit moves with the next result.
 

@@ -151,6 +151,14 @@ OUTCOMES = Instrument(
 QUEUE_WAIT = Instrument(
     "inference_queue_wait", "histogram", "s", (), "How long an attempt waited for a permit and an endpoint."
 )
+LOOP_LAG = Instrument(
+    "inference_loop_lag",
+    "gauge",
+    "s",
+    (),
+    "How long a reply waits for the client's own event loop and Python's interpreter.",
+    average=True,
+)
 
 ATTEMPTS = Instrument(
     "inference_attempts",

@@ -103,8 +103,10 @@ class Results:
         failed = kind in FAILURES
         self.in_a_row = self.in_a_row + 1 if failed else 0
         self._results.add(now_s)
-        self._failures.add(now_s, int(failed))
-        self._broken.add(now_s, int(kind == "broken-reply"))
+        if failed:
+            self._failures.add(now_s)
+        if kind == "broken-reply":
+            self._broken.add(now_s)
 
     def suspicion(self, now_s: float) -> Reason | None:
         """Return why the endpoint should be ejected by its results, or None."""

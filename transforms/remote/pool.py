@@ -269,6 +269,8 @@ class Pool:
 
         The URLs in `exclude` are not chosen; while there are any, no ejected endpoint is recalled either.
         """
+        if len(self.endpoints) == 1 and not exclude and self.endpoints[0].usable(now_s):
+            return self.endpoints[0]
         self._judge_silent(now_s)
         usable = [state for state in self.endpoints if state.usable(now_s)]
         if not usable and not exclude:

@@ -169,16 +169,21 @@ class AiohttpTransport:
 
     async def _body(self, response: aiohttp.ClientResponse, url: str) -> bytes:
         """Read the body, and no more of it than the bound; leaving early closes the connection."""
-        chunks = [chunk async for chunk in self._pieces(response, url)]
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        first = await response.content.readany()
+        if len(first) <= self._largest and response.content.at_eof():
+            return first
+        return b"".join([first, *[chunk async for chunk in self._pieces(response, url, len(first))]])
 
-    async def _pieces(self, response: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
-        size = 0
-        while chunk := await response.content.readany():
-            size += len(chunk)
-            if size > self._largest:
-                raise BrokenReply(f"The answer of {url} is larger than {self._largest} bytes.")
-            yield chunk
+    async def _pieces(self, response: aiohttp.ClientResponse, url: str, read: int = 0) -> AsyncIterator[bytes]:
+        """The answer's pieces behind the `read` bytes that were taken already."""
+        while read <= self._largest:
+            chunk = await response.content.readany()
+            if not chunk:
+                return
+            read += len(chunk)
+            if read <= self._largest:
+                yield chunk
+        raise BrokenReply(f"The answer of {url} is larger than {self._largest} bytes.")
 
 
 def _translated(error: aiohttp.ClientError | OSError, url: str) -> Transient:

@@ -7,8 +7,6 @@ fixed times, so two counts of the same window forget at the same moments.
 
 from __future__ import annotations
 
-import math
-
 SLICES = 10
 """How many slices a window has; an older one more is still being forgotten."""
 
@@ -43,9 +41,11 @@ class SlidingCount:
 
     def _roll(self, now_s: float) -> None:
         """Empty the slices that have become too old."""
-        now = math.floor(now_s / self._slice_s)
+        now = int(now_s // self._slice_s)
+        if now <= self._slice:
+            return
         for _ in range(min(now - self._slice, len(self._slices))):
             self._place = (self._place + 1) % len(self._slices)
             self._total -= self._slices[self._place]
             self._slices[self._place] = 0
-        self._slice = max(self._slice, now)
+        self._slice = now

@@ -1,0 +1,87 @@
+"""The client's own part of a round-trip time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from transforms.remote.fakes import VirtualClock
+from transforms.remote.loop_lag import EVERY_S, LoopLag
+
+
+def lag_beside(busy_s: float, *, seconds: float = 5.0) -> LoopLag:
+    """The lag found on a loop that computes `busy_s` seconds ten milliseconds after each time it did."""
+    clock = VirtualClock()
+    lag = LoopLag(clock)
+
+    async def main() -> None:
+        lag.start()
+        end_s = clock.monotonic_s() + seconds
+        while clock.monotonic_s() < end_s:
+            clock.advance(busy_s)
+            await clock.sleep(0.01)
+        lag.stop()
+
+    clock.run(main())
+    return lag
+
+
+def test_an_idle_loop_has_none() -> None:
+    """Where nothing computes, nothing waits, and a round trip is the server's."""
+    lag = lag_beside(0.0)
+    assert lag.lag_s == pytest.approx(0.0, abs=1e-9)
+    assert lag.without(0.2) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("busy_s", [0.02, 0.1])
+def test_a_busy_loop_has_what_a_reply_would_wait(busy_s: float) -> None:
+    """What falls due while the loop computes waits for its end: some of the time, and never more than all of it."""
+    lag = lag_beside(busy_s)
+    assert busy_s / 4 < lag.lag_s <= busy_s
+    assert lag.without(1.0) == pytest.approx(1.0 - lag.lag_s)
+
+
+def test_half_of_a_round_trip_stays() -> None:
+    """A lag that is longer than the round trip leaves half of it."""
+    lag = lag_beside(0.2)
+    assert lag.without(0.01) == pytest.approx(0.005)
+
+
+def test_it_fades() -> None:
+    """A second after the loop was busy its lag is all but forgotten."""
+    clock = VirtualClock()
+    lag = LoopLag(clock)
+
+    async def main() -> None:
+        lag.start()
+        for _ in range(20):
+            clock.advance(0.1)
+            await clock.sleep(EVERY_S)
+        busy_s = lag.lag_s
+        await clock.sleep(1.0)
+        assert lag.lag_s < busy_s / 20
+        lag.stop()
+
+    clock.run(main())
+
+
+def test_nothing_is_left_on_the_loop() -> None:
+    """After `stop` no timer stays, in whichever of its turns a probe was; `start` twice is one probe."""
+    clock = VirtualClock()
+
+    async def main(turns: int) -> int:
+        lag = LoopLag(clock)
+        lag.start()
+        lag.start()
+        await clock.sleep(EVERY_S)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        lag.stop()
+        before_s = clock.monotonic_s()
+        await clock.sleep(10 * EVERY_S)
+        assert lag.lag_s == 0.0
+        return round((clock.monotonic_s() - before_s) / EVERY_S)
+
+    for turns in range(4):
+        assert clock.run(main(turns)) == 10
