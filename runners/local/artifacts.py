@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from runners.local.part import Artifact, Report, StackError, Tool
@@ -47,6 +49,7 @@ GO = Tool(
 )
 
 _ENGINE = ROOT / "runners" / "engine"
+_POSTGRESQL_BUILDS = {"x86_64": "linux-amd64", "aarch64": "linux-arm64v8"}
 MLSERVER_REQUIREMENTS = ROOT / "runners" / "local" / "requirements-mlserver.txt"
 """The pins of MLServer's environment."""
 
@@ -160,6 +163,28 @@ def connect() -> Artifact:
     return Artifact("Kafka Connect", f"connect-{_digest(content)}", _fill_connect, MAVEN)
 
 
+def postgresql() -> Artifact:
+    """PostgreSQL's programs for this machine, as runners/engine/postgresql/pom.xml pins: bin, lib and share.
+
+    Raises SettingsError on a machine of another kind than those it is built for.
+    """
+    build = _POSTGRESQL_BUILDS.get(platform.machine())
+    if build is None:
+        raise SettingsError(
+            f"There is no PostgreSQL for the local stack on a machine of the kind {platform.machine()!r}; "
+            f"it is built for {' and '.join(_POSTGRESQL_BUILDS)}. Use one of your own."
+        )
+    jars = _maven("PostgreSQL", f"postgresql-{build}", _ENGINE / "postgresql" / "pom.xml", more=(f"-Dbuild={build}",))
+
+    def fill(folder: Path) -> None:
+        jars.fill(folder)
+        (jar,) = folder.glob("*.jar")
+        _unpack(jar, folder)
+        jar.unlink()
+
+    return replace(jars, fill=fill)
+
+
 def flink() -> Artifact:
     """The Flink distribution: lib, opt and plugins."""
     return Artifact("Flink", f"flink-{FLINK_VERSION}", _fill_flink)
@@ -225,14 +250,24 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _maven(title: str, name: str, pom: Path, goal: str = "dependency:copy-dependencies") -> Artifact:
+def _maven(
+    title: str, name: str, pom: Path, goal: str = "dependency:copy-dependencies", more: Sequence[str] = ()
+) -> Artifact:
     def fill(folder: Path) -> None:
         build = folder / "build"
         words = [goal, "-DincludeScope=runtime", f"-DoutputDirectory={folder}", f"-Dbuild.folder={build}"]
-        _run(title, [MAVEN.name, "-q", "-B", "-f", str(pom), *words])
+        _run(title, [MAVEN.name, "-q", "-B", "-f", str(pom), *words, *more])
         shutil.rmtree(build, ignore_errors=True)
 
     return Artifact(title, f"{name}-{_digest(pom.read_bytes())}", fill, MAVEN)
+
+
+def _unpack(jar: Path, folder: Path) -> None:
+    """Unpack the one archive that `jar` holds."""
+    with zipfile.ZipFile(jar) as content:
+        (name,) = (each for each in content.namelist() if each.endswith(".txz"))
+        with content.open(name) as packed, tarfile.open(fileobj=packed, mode="r|xz") as archive:
+            archive.extractall(folder, filter="data")
 
 
 def _fill_connect(folder: Path) -> None:

@@ -40,6 +40,11 @@ class Place:
         return self.home / "run"
 
     @property
+    def secrets(self) -> Path:
+        """The folder of passwords that the stack made, one file each, named as the variable that workers have it in."""
+        return self.data / "secrets"
+
+    @property
     def data(self) -> Path:
         """The folder of what the parts store; `down --wipe` deletes it."""
         return self.home / "data"
@@ -88,7 +93,8 @@ class Part:
     `probe` answers None when the part really works, else a few words on what is still missing; it takes at most two
     seconds. `port_names` are fields of `Ports`, the first the one a client connects to. `requires` names parts without
     which this one is of no use. `memory_mib` is what it may use at most, for the table in the docs. A part `on_request` is
-    started only where it is named.
+    started only where it is named. `check` raises SettingsError where the part could not run at this place; it is called before
+    anything is fetched. `url` is what a client is given, where host and port do not say it all; it holds no secret.
     """
 
     name: str
@@ -101,3 +107,5 @@ class Part:
     ready_within_s: float = 60.0
     memory_mib: int = 0
     on_request: bool = False
+    check: Callable[[Place], None] = lambda _: None
+    url: Callable[[Place], str] | None = None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from runners.local import artifacts, flinkconf, llm, probes
+from runners.local import artifacts, flinkconf, llm, postgresql, probes
 from runners.local.artifacts import JAVA, ROOT
 from runners.local.part import Command, Part, Place
 from runners.local.ports import HOST
@@ -201,6 +201,7 @@ def _workers(place: Place) -> Command:
         f"--port={place.ports.workers}",
         f"--logs={place.logs}",
         f"--pids={place.run / 'workers.json'}",
+        f"--secrets={place.secrets}",
     )
     # A case from elsewhere is found where the caller finds it.
     found = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -243,6 +244,16 @@ def _connect(place: Place) -> Command:
         str(settings),
     )
     return Command(words, _java_env(artifacts.path_of(artifacts.connect())))
+
+
+def _postgresql(place: Place) -> Command:
+    server = postgresql.Server(
+        programs=artifacts.path_of(artifacts.postgresql()),
+        data=place.data / "postgresql",
+        password=postgresql.keep_password(place.secrets),
+        port=place.ports.postgresql,
+    )
+    return Command(server.words(), {"PYTHONPATH": str(ROOT)})
 
 
 def _write(path: Path, content: str) -> None:
@@ -338,6 +349,17 @@ PARTS: tuple[Part, ...] = (
         requires=("kafka",),
         memory_mib=450,
         on_request=True,
+    ),
+    Part(
+        "postgresql",
+        _postgresql,
+        lambda place: probes.postgresql(HOST, place.ports.postgresql, postgresql.USER),
+        port_names=("postgresql",),
+        artifacts=lambda: (artifacts.postgresql(),),
+        memory_mib=150,
+        on_request=True,
+        check=lambda place: postgresql.check_home(place.home),
+        url=lambda place: postgresql.url(place.ports.postgresql),
     ),
 )
 """Every part of the real stack, in the order they are shown."""

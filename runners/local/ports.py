@@ -31,6 +31,7 @@ class Ports:
     metrics_taskmanager: int = 19250
     registry: int = 18082
     connect: int = 18083
+    postgresql: int = 15432
 
     @classmethod
     def parse(cls, text: str, base: Ports | None = None) -> Ports:

@@ -6,6 +6,8 @@ A probe returns None when all is well, else a few words on what is missing, and 
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import urllib.error
 import urllib.request
 from typing import Any
@@ -26,6 +28,24 @@ def kafka(bootstrap: str) -> str | None:
     except KafkaException as error:
         return f"no metadata ({error.args[0].name()})"
     return None if brokers else "no broker in its metadata"
+
+
+def postgresql(host: str, port: int, user: str) -> str | None:
+    """A PostgreSQL that asks `user` for the password by SCRAM, as it does when it takes connections.
+
+    The first message of its protocol, version 3.0, and the head of the answer: 10 is AuthenticationSASL.
+    """
+    content = struct.pack("!I", 3 << 16) + f"user\0{user}\0\0".encode()
+    try:
+        with socket.create_connection((host, port), timeout=ANSWER_WITHIN_S) as connection:
+            connection.sendall(struct.pack("!I", len(content) + 4) + content)
+            with connection.makefile("rb") as answer:
+                head = answer.read(9)
+    except OSError as error:
+        return f"no answer ({error})"
+    if head[:1] == b"R" and head[5:] == struct.pack("!I", 10):
+        return None
+    return "does not take connections yet" if head[:1] == b"E" else "no answer of PostgreSQL's protocol"
 
 
 def grpc(address: str) -> str | None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runners.local import artifacts, processes, supervisor, workers
+from runners.local import artifacts, postgresql, processes, supervisor, workers
 from runners.local.artifacts import ROOT
 from runners.local.part import Part, Place, Report, StackError
 from runners.local.parts import GROUPS, PARTS, submitter
@@ -34,7 +34,10 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where a client finds what: ``host:port``, but `llm` (it ends in ``/v1``), `registry` and `connect` are base URLs."""
+    """Where a client finds what: ``host:port``, but `llm` (it ends in ``/v1``), `registry` and `connect` are base URLs.
+
+    `postgresql` is the URL of a database, as `--orders` takes it: the variable with the password is named in it.
+    """
 
     kafka: str
     flink: str
@@ -45,6 +48,7 @@ class Endpoints:
     llm: str
     registry: str
     connect: str
+    postgresql: str
     metrics: tuple[str, str]
 
 
@@ -111,6 +115,7 @@ class Stack:
             workers=at("workers"),
             llm=f"http://{at('llm')}/v1",
             connect=f"http://{at('connect')}",
+            postgresql=postgresql.url(self.place.ports.postgresql),
             registry=f"http://{at('registry')}/apis/ccompat/v7",
             metrics=(at("metrics_jobmanager"), at("metrics_taskmanager")),
         )
@@ -195,6 +200,8 @@ class Stack:
                 "end it with `down` first, or give the second stack its own --home."
             )
         missing = [self._parts[name] for name in wanted if name not in alive]
+        for part in missing:
+            part.check(self.place)
         tools = [tool for part in missing for tool in part.tools]
         fetched = [artifact for part in missing for artifact in part.artifacts()]
         artifacts.check_tools(dict.fromkeys([*tools, *artifacts.missing_tools(fetched)]))
@@ -255,9 +262,10 @@ class Stack:
         def wait(name: str) -> str | None:
             was_alive = before.get(name, Seen()).alive()
             began_s = time.monotonic()
-            failure = self._wait_part(self._parts[name], before.get(name, Seen()).deaths)
-            port = next(iter(self._parts[name].port_names), None)
-            where = f", {self.place.ports.address(port)}" if port else ""
+            part = self._parts[name]
+            failure = self._wait_part(part, before.get(name, Seen()).deaths)
+            port = next(iter(part.port_names), None)
+            where = f", {part.url(self.place) if part.url else self.place.ports.address(port)}" if port else ""
             how = "runs already" if was_alive else f"ready in {time.monotonic() - began_s:.1f} s"
             with said:
                 report(f"{name} … {failure.splitlines()[0] if failure else how + where}")

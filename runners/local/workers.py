@@ -41,13 +41,15 @@ _PR_SET_PDEATHSIG = 1
 class PoolSettings:
     """What the pool needs to know.
 
-    `state_cache_mib` is each worker's; `data_buffer_time_limit_ms` is how long a worker may hold back outputs of a
-    running bundle, -1 for as long as the buffer is not full.
+    `secrets` is a folder of files, each named as the variable in which workers have its content, unless the pool has one
+    of that name; they are read when a worker starts. `state_cache_mib` is each worker's; `data_buffer_time_limit_ms` is
+    how long a worker may hold back outputs of a running bundle, -1 for as long as the buffer is not full.
     """
 
     port: int
     logs: Path
     pids: Path
+    secrets: Path | None = None
     state_cache_mib: int = STATE_CACHE_MIB
     data_buffer_time_limit_ms: int = DATA_BUFFER_TIME_LIMIT_MS
 
@@ -154,6 +156,7 @@ class Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**read_secrets(settings.secrets), **os.environ},
             )
 
     def _collect(self) -> None:
@@ -178,6 +181,13 @@ def read_pids(pids: Path) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     return content
+
+
+def read_secrets(folder: Path | None) -> dict[str, str]:
+    """The content of each file in `folder` by the file's name; empty where there is no folder."""
+    if folder is None or not folder.is_dir():
+        return {}
+    return {path.name: path.read_text() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def run_pool(settings: PoolSettings) -> int:
@@ -255,6 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     pool.add_argument("--port", type=int, required=True)
     pool.add_argument("--logs", type=Path, required=True)
     pool.add_argument("--pids", type=Path, required=True)
+    pool.add_argument("--secrets", type=Path)
     work.add_argument("--id", required=True)
     work.add_argument("--control", required=True)
     work.add_argument("--parent", type=int, required=True)
@@ -265,7 +276,14 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-5s %(name)s - %(message)s")
     if given.mode == "pool":
         return run_pool(
-            PoolSettings(given.port, given.logs, given.pids, given.state_cache_mib, given.data_buffer_time_limit_ms)
+            PoolSettings(
+                given.port,
+                given.logs,
+                given.pids,
+                given.secrets,
+                given.state_cache_mib,
+                given.data_buffer_time_limit_ms,
+            )
         )
     run_worker(given.id, given.control, given.parent, given.state_cache_mib, given.data_buffer_time_limit_ms)
     return 0

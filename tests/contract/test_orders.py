@@ -22,17 +22,8 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     if request.param == "sqlite":
         yield make_database(tmp_path_factory.mktemp("orders") / "orders.sqlite", ORDERS)
         return
-    why = postgresql.missing()
-    if why is not None:
-        pytest.skip(why)
     with postgresql.serve(ORDERS) as url:
         yield DatabaseSettings(url)
-
-
-@pytest.fixture(autouse=True)
-def password(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable that the URL names."""
-    monkeypatch.setenv(postgresql.PASSWORD_NAME, postgresql.PASSWORD)
 
 
 def found_in(database: DatabaseSettings, customers: list[str]) -> tuple[list[Any], int]:

@@ -13,7 +13,7 @@ import pytest
 from pipeline.cases.support.answer import ANALYTICS, ESCALATIONS, TOPICS
 from pipeline.cases.support.checks import REPAIRABLE
 from pipeline.cases.support.evaluation import Labelled, judge_outputs, read_labelled, ticket_of
-from pipeline.cases.support.orders import make_database, read_orders
+from pipeline.cases.support.orders import read_orders
 from pipeline.cases.support.scripted import scripted_reply
 from runners.local.stack import Stack
 from runners.local.topics import create_topics
@@ -82,13 +82,10 @@ class Script:
 
 
 @pytest.fixture(scope="module")
-def orders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The orders of the samples in PostgreSQL; in SQLite where this machine has none."""
-    if postgresql.missing() is None:
-        with postgresql.serve(read_orders()) as url:
-            yield url
-    else:
-        yield make_database(tmp_path_factory.mktemp("orders") / "orders.sqlite", read_orders()).url
+def orders() -> Iterator[str]:
+    """The orders of the samples in PostgreSQL."""
+    with postgresql.serve(read_orders()) as url:
+        yield url
 
 
 def jsons(found: dict[str, list[Any]], topic: str) -> list[dict[str, Any]]:

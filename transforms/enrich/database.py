@@ -81,6 +81,18 @@ class Database:
             found = await connection.execute(statement, {name: list(value) for name, value in values.items()})
             return [dict(row) for row in found.mappings()]
 
+    async def write(self, *statements: tuple[str, Sequence[Mapping[str, Any]] | None]) -> None:
+        """Run the statements in one transaction: each once for every one of its rows, or once where it has None.
+
+        Raises as `rows`; nothing is written then.
+        """
+        async with self._engine.begin() as connection:
+            for statement, rows in statements:
+                if rows is None:
+                    await connection.execute(text(statement))
+                elif rows:
+                    await connection.execute(text(statement), list(rows))
+
     async def close(self) -> None:
         """Close the connections."""
         await self._engine.dispose()

@@ -19,6 +19,8 @@ from transforms.remote.clock import SystemClock
 SAMPLES = Path(__file__).resolve().parents[2] / "samples" / "orders.jsonl"
 """The orders of the sample events, one an line, in the form of `Order`."""
 
+_COLUMNS = ("id", "customer_id", "status", "placed_on", "delivered_on", "total_cents", "currency")
+
 MAX_ORDERS = 20
 """The newest orders of a customer that are kept."""
 
@@ -33,15 +35,25 @@ ORDER BY o.placed_on DESC, o.id, i.position
 """The two tables, or views of these names, that the database must have."""
 
 TABLES = """
-CREATE TABLE orders (
+CREATE TABLE IF NOT EXISTS orders (
     id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, status TEXT NOT NULL, placed_on TEXT NOT NULL, delivered_on TEXT,
     total_cents INTEGER NOT NULL, currency TEXT NOT NULL);
-CREATE TABLE order_items (
+CREATE TABLE IF NOT EXISTS order_items (
     order_id TEXT NOT NULL REFERENCES orders, position INTEGER NOT NULL, name TEXT NOT NULL, category TEXT NOT NULL,
     quantity INTEGER NOT NULL, price_cents INTEGER NOT NULL, PRIMARY KEY (order_id, position));
-CREATE INDEX orders_by_customer ON orders (customer_id);
+CREATE INDEX IF NOT EXISTS orders_by_customer ON orders (customer_id);
 """
 """Their form, in SQL that SQLite and PostgreSQL read alike; days may be of the type DATE."""
+
+INSERT_ORDER = """
+INSERT INTO orders (id, customer_id, status, placed_on, delivered_on, total_cents, currency)
+VALUES (:id, :customer_id, :status, :placed_on, :delivered_on, :total_cents, :currency) ON CONFLICT DO NOTHING
+"""
+INSERT_ITEM = """
+INSERT INTO order_items (order_id, position, name, category, quantity, price_cents)
+VALUES (:order_id, :position, :name, :category, :quantity, :price_cents) ON CONFLICT DO NOTHING
+"""
+"""A row of each. One that is there already stays as it is."""
 
 
 class MakeOrders:
@@ -104,15 +116,34 @@ def make_database(path: Path, orders: Sequence[Order]) -> DatabaseSettings:
     building.unlink(missing_ok=True)
     with closing(sqlite3.connect(building)) as connection, connection:
         connection.executescript(TABLES)
-        for order in orders:
-            facts = (order.id, order.customer_id, order.status, order.placed_on, order.delivered_on, order.total_cents)
-            connection.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?)", (*facts, order.currency))
-            connection.executemany(
-                "INSERT INTO order_items VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (order.id, at, item.name, item.category, item.quantity, item.price_cents)
-                    for at, item in enumerate(order.items)
-                ],
-            )
+        connection.executemany(INSERT_ORDER, order_rows(orders))
+        connection.executemany(INSERT_ITEM, item_rows(orders))
     building.replace(path)
     return DatabaseSettings(f"sqlite:///{path}")
+
+
+async def fill_database(settings: DatabaseSettings, orders: Sequence[Order]) -> None:
+    """Write `orders` into a database, with the tables where it has none; an order that it has already stays as it is.
+
+    Raises SettingsError where the password is not there, and as `Database.write`.
+    """
+    database = Database(settings)
+    tables = [(statement, None) for statement in TABLES.split(";") if statement.strip()]
+    try:
+        await database.write(*tables, (INSERT_ORDER, order_rows(orders)), (INSERT_ITEM, item_rows(orders)))
+    finally:
+        await database.close()
+
+
+def order_rows(orders: Sequence[Order]) -> list[dict[str, Any]]:
+    """The values of `INSERT_ORDER` for each order."""
+    return [{name: getattr(order, name) for name in _COLUMNS} for order in orders]
+
+
+def item_rows(orders: Sequence[Order]) -> list[dict[str, Any]]:
+    """The values of `INSERT_ITEM` for each item of each order."""
+    return [
+        {"order_id": order.id, "position": at, **msgspec.structs.asdict(item)}
+        for order in orders
+        for at, item in enumerate(order.items)
+    ]
