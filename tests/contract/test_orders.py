@@ -16,7 +16,7 @@ from transforms.enrich.lookups import LookupSettings
 ORDERS = read_orders()
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.e2e)])
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseSettings]:
     """The orders of the samples in a database of each kind."""
     if request.param == "sqlite":

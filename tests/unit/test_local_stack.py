@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from runners.local import processes, supervisor
-from runners.local.part import Command, Part, Place, StackError
+from runners.local.part import Artifact, Command, Part, Place, StackError
 from runners.local.ports import Ports
 from runners.local.processes import ProcessId
 from runners.local.stack import Stack
@@ -207,6 +207,30 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match="--ports kafka=PORT"):
             stack.up()
     assert not stack.place.home.exists()
+
+
+def test_a_part_that_cannot_run_here_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """A part that refuses the place is refused before anything is fetched or started; where it is not asked for, it has no say."""
+
+    def refuse(place: Place) -> None:
+        raise SettingsError(f"not at {place.home}")
+
+    fetched = Artifact("it", "it-1", lambda _: pytest.fail("fetched"))
+    picky = part("picky", check=refuse, artifacts=lambda: (fetched,), on_request=True)
+    stack = Stack(tmp_path / "home", Ports(), [part("one"), picky])
+    with pytest.raises(SettingsError, match="not at"):
+        stack.up(["one", "picky"])
+    assert not stack.place.home.exists()
+    stack.up()
+    assert states(stack) == {"one": "up", "picky": "stopped", "supervisor": "up"}
+    stack.down()
+
+
+def test_a_part_with_a_url_shows_it(make: Make) -> None:
+    """`up` names the URL of a part that has one in place of host and port."""
+    lines: list[str] = []
+    make(part("one", port_names=("kafka",), url=lambda place: f"it://{place.ports.kafka}")).up(report=lines.append)
+    assert [line.rpartition(", ")[2] for line in lines] == ["it://19092"]
 
 
 def test_an_unknown_part_is_refused_with_the_known_ones(make: Make) -> None:
