@@ -72,6 +72,7 @@ setup(
         "redis": ["redis==7.4.1"],
         "test": [
             "aiosmtpd==1.4.6",
+            "asyncpg==0.32.0",
             "google-auth==2.63.0",
             "import-linter==2.16",
             "mypy==2.4.1",

@@ -23,9 +23,10 @@ from transforms.errors import SettingsError
 MODEL = "smollm2-135m-instruct"
 """The model's name in requests and replies."""
 
-SLOTS = 4
+SLOTS = 2
 SLOT_TOKENS = 2048
-THREADS = 2
+PROCESSES = 2
+THREADS = 1
 _READY_WITHIN_S = 60.0
 _ENDS_WITHIN_S = 5.0
 _POLL_S = 0.05
@@ -40,10 +41,17 @@ class Server:
     model: str = MODEL
 
 
-def command(port: int, slots: int = SLOTS, slot_tokens: int = SLOT_TOKENS, threads: int = THREADS) -> tuple[str, ...]:
+def command(
+    port: int,
+    slots: int = SLOTS,
+    slot_tokens: int = SLOT_TOKENS,
+    threads: int = THREADS,
+    processes: int = PROCESSES,
+) -> tuple[str, ...]:
     """The command line of the server; its environment must be in the cache already.
 
-    `slots` requests run at the same time, each with `slot_tokens` tokens for prompt and reply together.
+    Each of `processes` answers `slots` requests at the same time with `threads`, each with `slot_tokens` tokens for prompt and
+    reply together. Processes of one thread wait for nobody, where threads of one process wait for each other after every operation.
     """
     python = artifacts.path_of(artifacts.llm_environment()) / "bin" / "python"
     return (
@@ -53,6 +61,7 @@ def command(port: int, slots: int = SLOTS, slot_tokens: int = SLOT_TOKENS, threa
         f"--slots={slots}",
         f"--slot-tokens={slot_tokens}",
         f"--threads={threads}",
+        f"--processes={processes}",
         f"--name={MODEL}",
     )
 
@@ -65,6 +74,7 @@ def serve(
     slots: int = SLOTS,
     slot_tokens: int = SLOT_TOKENS,
     threads: int = THREADS,
+    processes: int = PROCESSES,
 ) -> Iterator[Server]:
     """A server for as long as the `with` block runs; it ends with this process, however that ends.
 
@@ -77,7 +87,7 @@ def serve(
     began_s = time.monotonic()
     with open(log or "/dev/null", "ab") as output:
         process = subprocess.Popen(
-            [*command(port, slots, slot_tokens, threads), "--until-stdin-closes"],
+            [*command(port, slots, slot_tokens, threads, processes), "--until-stdin-closes"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
