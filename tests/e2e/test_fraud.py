@@ -130,6 +130,7 @@ def test_events_are_decided_and_judged_by_late_labels(engine: Stack, model: str,
         until("the second decisions", lambda: len(fraud.decisions()) == 2 * len(first))
         # A drain reads no further: every label must have been read.
         until("the labels", lambda: fraud_committed(fraud) == len(names) + 3)
+        until("figures before the stream has ended", lambda: fraud.read()["fraud.quality"], 60.0)
         command.interrupt()
         assert command.wait() == 0, command.output
     found, decided = fraud.read(), fraud.decisions()
