@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import requests
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from pipeline.cases.support.case import SUPPORT
@@ -174,6 +176,7 @@ class Command:
     """``python -m pipeline …`` as a person types it, with its output kept."""
 
     def __init__(self, stack: Stack, *words: str, module: str = "pipeline") -> None:
+        self._stack = stack
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-m", module, *words],
             cwd=ROOT,
@@ -193,7 +196,17 @@ class Command:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
+            self._cancel()
         self._process.wait()
+
+    def _cancel(self) -> None:
+        """End the job that the killed command left: it would keep the slots that the next tests need."""
+        job = re.search(r"runs as Flink's (\w+)", self.output)
+        if job is None:
+            return
+        with contextlib.suppress(requests.RequestException):
+            if rest(self._stack).state(job.group(1)) == "RUNNING":
+                rest(self._stack).cancel(job.group(1))
 
     @property
     def output(self) -> str:
@@ -254,8 +267,6 @@ def worker_pids(stack: Stack) -> list[int]:
 
 def restarts(stack: Stack, job: str) -> int:
     """How often Flink restarted a job."""
-    import requests
-
     metrics = requests.get(
         f"http://{stack.endpoints.flink}/jobs/{job}/metrics", params={"get": "numRestarts"}, timeout=5
     ).json()
@@ -264,8 +275,6 @@ def restarts(stack: Stack, job: str) -> int:
 
 def checkpoints(stack: Stack, job: str) -> int:
     """How many checkpoints of a job were completed."""
-    import requests
-
     found = requests.get(f"http://{stack.endpoints.flink}/jobs/{job}/checkpoints", timeout=5).json()
     return int(found["counts"]["completed"])
 
