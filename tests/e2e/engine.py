@@ -177,6 +177,7 @@ class Command:
 
     def __init__(self, stack: Stack, *words: str, module: str = "pipeline") -> None:
         self._stack = stack
+        self._before = jobs(stack)
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-m", module, *words],
             cwd=ROOT,
@@ -196,17 +197,8 @@ class Command:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._cancel()
+            end_jobs(self._stack, but=self._before)
         self._process.wait()
-
-    def _cancel(self) -> None:
-        """End the job that the killed command left: it would keep the slots that the next tests need."""
-        job = re.search(r"runs as Flink's (\w+)", self.output)
-        if job is None:
-            return
-        with contextlib.suppress(requests.RequestException):
-            if rest(self._stack).state(job.group(1)) == "RUNNING":
-                rest(self._stack).cancel(job.group(1))
 
     @property
     def output(self) -> str:
@@ -277,6 +269,23 @@ def checkpoints(stack: Stack, job: str) -> int:
     """How many checkpoints of a job were completed."""
     found = requests.get(f"http://{stack.endpoints.flink}/jobs/{job}/checkpoints", timeout=5).json()
     return int(found["counts"]["completed"])
+
+
+def jobs(stack: Stack) -> frozenset[str]:
+    """The ids of Flink's jobs that have not ended; none where Flink does not answer."""
+    try:
+        found = requests.get(f"http://{stack.endpoints.flink}/jobs", timeout=5).json()["jobs"]
+    except requests.RequestException:
+        return frozenset()
+    return frozenset(job["id"] for job in found if job["status"] not in {"FINISHED", "CANCELED", "FAILED"})
+
+
+def end_jobs(stack: Stack, but: frozenset[str]) -> None:
+    """Cancels the jobs beside these, and waits for their end: one that is left has the slots that the next tests need."""
+    for job in jobs(stack) - but:
+        with contextlib.suppress(requests.RequestException):
+            rest(stack).cancel(job)
+    until("the jobs have ended", lambda: not jobs(stack) - but, 60.0)
 
 
 def rest(stack: Stack) -> FlinkRest:
