@@ -524,38 +524,6 @@ def test_a_server_that_takes_its_time_is_not_starved_at_the_start() -> None:
     assert max(outcome.total_ms for outcome in outcomes) < 40_000
 
 
-@pytest.mark.parametrize("busy_s", [0.03, 0.1])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_busy_client_is_no_busy_server(seed: int, busy_s: float) -> None:
-    """A process that computes sees longer round trips, while the server takes what it took: its limit is not cut for that."""
-    clock = VirtualClock(seed)
-    server = SimulatedServer(clock, {ONE: Behaviour(median_s=0.1, sigma=0.3)}, seed=seed)
-    client = Client(settings_of(), clock, server)
-    busy_from_s, ends_s, per_s = 10.0, 40.0, 200
-
-    async def one(number: int) -> Outcome:
-        await clock.sleep(number / per_s)
-        return await client.call(Call(str(number), Chat((Message("user", "x"),)), clock.now_ms() + 120_000))
-
-    async def compute() -> None:
-        await clock.sleep(busy_from_s)
-        while clock.monotonic_s() < ends_s:
-            clock.advance(busy_s)
-            await clock.sleep(0.005)
-
-    async def main() -> list[Outcome]:
-        busy = asyncio.create_task(compute())
-        outcomes = await asyncio.gather(*(one(number) for number in range(round(ends_s * per_s))))
-        await busy
-        return outcomes
-
-    outcomes = clock.run(main())
-    assert all(outcome.reply for outcome in outcomes)
-    waits_ms = [outcome.total_ms - outcome.model_ms for outcome in outcomes[round(busy_from_s * per_s) :]]
-    # What is ready waits for the end of the computing, here and there; none queues for a permit.
-    assert statistics.mean(waits_ms) < 2.0 * busy_s * 1000.0
-
-
 # Reports
 
 

@@ -6,8 +6,18 @@ import asyncio
 
 import pytest
 
+from transforms.remote.admission import Admission
+from transforms.remote.client_metrics import ClientMetrics
+from transforms.remote.concurrency import Sample
 from transforms.remote.fakes import VirtualClock
 from transforms.remote.loop_lag import EVERY_S, LoopLag
+from transforms.remote.outliers import Kind
+from transforms.remote.pool import Pool, PoolSettings
+from transforms.remote.quota import Quota, QuotaSettings
+from transforms.remote.settings import Endpoint
+from transforms.remote.telemetry import Telemetry
+
+URL = "http://one/v1"
 
 
 def lag_beside(busy_s: float, *, seconds: float = 5.0) -> LoopLag:
@@ -85,3 +95,52 @@ def test_nothing_is_left_on_the_loop() -> None:
 
     for turns in range(4):
         assert clock.run(main(turns)) == 10
+
+
+class Listener:
+    """A limit that keeps what it is told."""
+
+    limit = 10
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+
+    def press(self, now_s: float) -> None:
+        """Learn nothing."""
+
+    def observe(self, sample: Sample) -> None:
+        """Keep it."""
+        self.samples.append(sample)
+
+
+def told(kind: Kind, busy_s: float) -> tuple[Sample, float]:
+    """What a limit is told of a request that took a second beside a loop that computes, and what lag was found."""
+    clock, listener = VirtualClock(), Listener()
+    pool = Pool([Endpoint(URL)], PoolSettings())
+    metrics = ClientMetrics(Telemetry("answer"))
+    door = Admission(clock, pool, 10, {URL: listener}, {URL: Quota(QuotaSettings())}, metrics)
+
+    async def main() -> None:
+        permit = await door.acquire(0, 1.0)
+        while clock.monotonic_s() < permit.began_s + 1.0:
+            clock.advance(busy_s)
+            await clock.sleep(0.01)
+        door.end(permit, kind)
+
+    clock.run(main())
+    return listener.samples[0], door.lag.lag_s
+
+
+def test_a_limit_is_told_what_the_server_took() -> None:
+    """Of a reply the lag is taken off; an idle loop takes off nothing."""
+    sample, lag_s = told("ok", 0.1)
+    assert lag_s > 0.01
+    assert sample.rtt_s == pytest.approx(sample.now_s - lag_s)
+    assert told("ok", 0.0)[0].rtt_s == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_failure_is_told_as_it_was() -> None:
+    """When a request was sent is reckoned from how long it took, so a failure keeps all of it."""
+    sample, lag_s = told("timeout", 0.1)
+    assert lag_s > 0.01
+    assert sample.rtt_s >= 1.0
