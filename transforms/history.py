@@ -10,8 +10,9 @@ import msgspec
 from apache_beam import coders
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
+
+from transforms.keyed import through_state
 
 DEFAULT_LAST = 5
 DEFAULT_MEMORY_S = 30 * 86_400.0
@@ -63,23 +64,7 @@ class RememberHistory(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         """Keys, remembers, and drops the key."""
-        record_type = records.element_type
-        windowing = records.windowing
-        keyed = (
-            records
-            | "IntoGlobalWindow" >> beam.WindowInto(GlobalWindows())
-            | "Key" >> beam.ParDo(_Key(self._key_of)).with_output_types(beam.typehints.Tuple[bytes, record_type])
-        )
-        written = keyed | "Remember" >> beam.ParDo(self._remember).with_output_types(record_type)
-        return written if windowing.is_default() else written | "RestoreWindows" >> beam.WindowInto(windowing)
-
-
-class _Key(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, key_of: Callable[[Any], str]) -> None:
-        self._key_of = key_of
-
-    def process(self, record: Any) -> Iterator[tuple[bytes, Any]]:
-        yield self._key_of(record).encode(), record
+        return through_state(records, self._key_of, self._remember, "Remember")
 
 
 class _Remember(beam.DoFn):  # type: ignore[misc]

@@ -11,9 +11,9 @@ from apache_beam import coders
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
+from transforms.keyed import through_state
 from transforms.metrics import NAMESPACE
 from transforms.panes import Panes, Recent, WindowSettings, add, is_late, recent
 
@@ -57,23 +57,7 @@ class AggregateRecent(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, records: beam.PCollection) -> beam.PCollection:
         """Keys, aggregates, and drops the key."""
-        record_type = records.element_type
-        windowing = records.windowing
-        keyed = (
-            records
-            | "IntoGlobalWindow" >> beam.WindowInto(GlobalWindows())
-            | "Key" >> beam.ParDo(_Key(self._key_of)).with_output_types(beam.typehints.Tuple[bytes, record_type])
-        )
-        written = keyed | "Aggregate" >> beam.ParDo(self._aggregate).with_output_types(record_type)
-        return written if windowing.is_default() else written | "RestoreWindows" >> beam.WindowInto(windowing)
-
-
-class _Key(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, key_of: Callable[[Any], str]) -> None:
-        self._key_of = key_of
-
-    def process(self, record: Any) -> Iterator[tuple[bytes, Any]]:
-        yield self._key_of(record).encode(), record
+        return through_state(records, self._key_of, self._aggregate, "Aggregate")
 
 
 class _Aggregate(beam.DoFn):  # type: ignore[misc]

@@ -59,6 +59,11 @@ class OutputRecord(msgspec.Struct, frozen=True, array_like=True):
     id: str | None = None
 
 
+def output_for(source: SourceRecord, topic: str, value: bytes, event_id: str) -> OutputRecord:
+    """Return a record to `topic` that goes with a source record: it has its key, headers and event time."""
+    return OutputRecord(topic, value, source.key, source.headers, source.event_time_ms, event_id)
+
+
 class Answer(msgspec.Struct, frozen=True, array_like=True):
     """What a model answered for one event, and what it took.
 

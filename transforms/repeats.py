@@ -10,9 +10,9 @@ from apache_beam import coders
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Duration, Timestamp
 
+from transforms.keyed import through_state
 from transforms.metrics import NAMESPACE, REPEATS
 from transforms.records import SourceRecord
 
@@ -53,23 +53,7 @@ class DropRepeats(beam.PTransform):  # type: ignore[misc]
         """Keys by id, remembers, and drops the key."""
         if self._memory_s == 0:
             return records
-        record_type = records.element_type
-        windowing = records.windowing
-        keyed = (
-            records
-            | "IntoGlobalWindow" >> beam.WindowInto(GlobalWindows())
-            | "KeyById" >> beam.ParDo(_KeyById(self._id_of)).with_output_types(beam.typehints.Tuple[bytes, record_type])
-        )
-        fresh = keyed | "Remember" >> beam.ParDo(_Remember(self._memory_s, self._exempt)).with_output_types(record_type)
-        return fresh if windowing.is_default() else fresh | "RestoreWindows" >> beam.WindowInto(windowing)
-
-
-class _KeyById(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, id_of: Callable[[Any], str]) -> None:
-        self._id_of = id_of
-
-    def process(self, record: Any) -> Iterator[tuple[bytes, Any]]:
-        yield self._id_of(record).encode(), record
+        return through_state(records, self._id_of, _Remember(self._memory_s, self._exempt), "Remember", "KeyById")
 
 
 class _Remember(beam.DoFn):  # type: ignore[misc]

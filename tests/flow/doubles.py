@@ -153,3 +153,18 @@ def light(folder: Path, ids: Iterable[str]) -> Iterator[str]:
     for event_id in ids:
         (folder / event_id).touch()
         yield event_id
+
+
+class Cell:
+    """A cell of state."""
+
+    value: bytes | None = None
+
+    def read(self) -> bytes | None:
+        return self.value
+
+    def write(self, value: bytes) -> None:
+        self.value = value
+
+    def clear(self) -> None:
+        self.value = None

@@ -13,7 +13,7 @@ import pytest
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 from runners import prism as prism_runner
-from tests.flow.doubles import DIRECT, beam_options, read_lines
+from tests.flow.doubles import DIRECT, Cell, beam_options, read_lines
 from transforms.coders import register
 from transforms.enrich.look_up import LookUp
 from transforms.enrich.lookups import Lookups, LookupSettings
@@ -148,21 +148,6 @@ def test_history_keeps_time_and_windows(tmp_path: Path) -> None:
     )
     assert {(line["at"], line["window"]) for line in found} == {(5, "[0.0, 10.0)"), (15, "[10.0, 20.0)")}
     assert histories(found) == {"a1": [], "a2": ["a1"]}
-
-
-class Cell:
-    """A cell of state."""
-
-    value: bytes | None = None
-
-    def read(self) -> bytes | None:
-        return self.value
-
-    def write(self, value: bytes) -> None:
-        self.value = value
-
-    def clear(self) -> None:
-        self.value = None
 
 
 class Timer:

@@ -9,6 +9,7 @@ from typing import Any
 import apache_beam as beam
 import msgspec
 
+from tests.flow.doubles import Cell
 from tests.flow.streams import Append, Note, options, read, stream
 from transforms.feedback import JOINED, REPEATED, UNMATCHED, WITHOUT_FEEDBACK, Half, JoinFeedback, _Join
 from transforms.records import OutputRecord, SourceRecord
@@ -119,21 +120,6 @@ class Counts(dict[str, int]):
                 counts[name] = counts.get(name, 0) + 1
 
         return Counter()
-
-
-class Cell:
-    """A cell of state."""
-
-    value: bytes | None = None
-
-    def read(self) -> bytes | None:
-        return self.value
-
-    def write(self, value: bytes) -> None:
-        self.value = value
-
-    def clear(self) -> None:
-        self.value = None
 
 
 class Timer:

@@ -11,7 +11,7 @@ from pipeline.cases.fraud.events import FEATURES, FraudEvent, rfc_3339
 from pipeline.cases.fraud.thresholds import decide, thresholds
 from transforms.errors import BadReply
 from transforms.panes import Recent, WindowSettings
-from transforms.records import Answer, OutputRecord, SourceRecord
+from transforms.records import Answer, OutputRecord, SourceRecord, output_for
 from transforms.remote.questions import Tensor, Tensors
 
 TOPICS = {"approve": "fraud.approved", "review": "fraud.review", "block": "fraud.blocked"}
@@ -147,12 +147,4 @@ def facts_of(output: FraudDecision) -> dict[str, Any]:
 
 
 def _record(topic: str, output: FraudDecision, facts: dict[str, Any]) -> OutputRecord:
-    source = output.event.source
-    return OutputRecord(
-        topic=topic,
-        value=orjson.dumps(facts),
-        key=source.key,
-        headers=source.headers,
-        event_time_ms=source.event_time_ms,
-        id=output.event.id,
-    )
+    return output_for(output.event.source, topic, orjson.dumps(facts), output.event.id)

@@ -17,7 +17,7 @@ from pipeline.cases.support.policy import Policy, policy
 from pipeline.cases.support.ticket import Ticket
 from transforms.enrich.language import UNKNOWN
 from transforms.errors import BadReply
-from transforms.records import Answer, CallFailure, OutputRecord, SourceRecord
+from transforms.records import Answer, CallFailure, OutputRecord, SourceRecord, output_for
 from transforms.remote.questions import Chat
 from transforms.replies import ReplySchema, read_schema
 
@@ -259,12 +259,4 @@ def _facts(reply: SupportReply) -> dict[str, Any]:
 
 
 def _record(reply: SupportReply, topic: str, value: dict[str, Any]) -> OutputRecord:
-    source = reply.ticket.source
-    return OutputRecord(
-        topic=topic,
-        value=orjson.dumps(value),
-        key=source.key,
-        headers=source.headers,
-        event_time_ms=source.event_time_ms,
-        id=reply.ticket.id,
-    )
+    return output_for(reply.ticket.source, topic, orjson.dumps(value), reply.ticket.id)
