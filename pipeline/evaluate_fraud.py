@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def judge(folder: Path) -> dict[str, Any]:
     """Every figure of a run whose outputs are in `folder`: of the decisions, and of the figures that the job itself wrote."""
     labels = {one["id"]: one["label"] for one in lines(LABELS) if isinstance(one["label"], bool)}
-    decisions = {one["id"]: one for topic in FRAUD.output_topics for one in lines(folder / f"{topic}.jsonl")}
+    outputs = [one for topic in FRAUD.output_topics for one in lines(folder / f"{topic}.jsonl")]
+    decisions, outcomes = {one["id"]: one for one in outputs}, Counter(one["id"] for one in outputs)
     counts = Counts()
     for event_id, one in decisions.items():
         counts = add(counts, Judged(0, one["score"], one["decision"], labels[event_id]))
@@ -77,7 +79,7 @@ def judge(folder: Path) -> dict[str, Any]:
         **{f"{name} {rate}": found[name][rate] for name in ("blocked", "flagged") for rate in ("precision", "recall")},
         "brier": found["brier"],
         "calibration_error": found["calibration_error"],
-        "one outcome for each good event": len(good & decisions.keys()) / len(good),
+        "one outcome for each good event": sum(outcomes[one] == 1 for one in good) / len(good),
         "labels joined": sum(one["labelled"] for one in latest.values()) / found["labelled"],
         "windows": [latest[start] for start in sorted(latest)],
     }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import msgspec
+import orjson
 import pytest
 
-from pipeline import evaluate
+from pipeline import evaluate, evaluate_fraud
+from pipeline.cases.fraud.case import FRAUD, SAMPLES
 from pipeline.cases.support.evaluation import Share, judge_steps, read_labelled
 
 
@@ -57,3 +60,24 @@ def test_a_wrong_label_is_seen() -> None:
 def test_a_share_of_nothing_is_whole() -> None:
     """A figure without cases does not fail."""
     assert Share("x", 0, 0).value == 1
+
+
+def fraud_outputs(folder: Path, *more: str) -> None:
+    """An output to each good event of the fraud samples, and one more to each of these ids."""
+    # The samples hold repeats, which have no outcome of their own.
+    ids = {one["id"] for one in evaluate_fraud.lines(SAMPLES) if one.get("id", "").startswith("page-")}
+    rows = [{"id": event_id, "score": 0.1, "decision": "allow"} for event_id in (*sorted(ids), *more)]
+    (folder / f"{FRAUD.output_topics[0]}.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+
+
+def test_a_second_outcome_of_a_fraud_event_is_seen(tmp_path: Path) -> None:
+    """One outcome for each good event is all of them; an event with two is one that has not one."""
+    fraud_outputs(tmp_path)
+    name = "one outcome for each good event"
+    found = evaluate_fraud.judge(tmp_path)
+    assert found[name] == 1.0
+    twice = next(one["id"] for one in evaluate_fraud.lines(SAMPLES) if one.get("id", "").startswith("page-"))
+    fraud_outputs(tmp_path, twice)
+    found = evaluate_fraud.judge(tmp_path)
+    assert found[name] < 1.0
+    assert name in evaluate_fraud.wrong(found)
