@@ -53,6 +53,7 @@ setup(
         "jsonschema-rs==0.61.0",
         "msgspec==0.22.0",
         "numpy==2.4.6",
+        "objsize==0.7.1",
         "orjson==3.13.0",
         "phonenumbers==9.0.43",
         "protobuf==6.33.6",

@@ -421,6 +421,24 @@ def test_an_early_call_that_ends_before_its_event_arrives_wakes_nobody(server: S
     assert server.calls.wait_for_ready(b"s", (), timeout_s=0.0)
 
 
+def test_an_outcome_ahead_of_its_record_ends_the_wait(server: Server) -> None:
+    """A step that listens while a reply waits for its own record, which this thread has to take, stops at once; then listens again.
+
+    Time stands still here: a wait that did not give up would not end.
+    """
+    server.calls.start_early(b"s", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))
+    server.calls.start_early(b"t", "b", Call(id="b", question=Chat(()), deadline_ms=10**15))
+    server.finish("a")
+    assert not server.calls.wait_for_ready(b"s", (), timeout_s=float("inf"))
+    assert server.calls._homes.is_ahead(b"s")
+    assert not server.calls._homes.is_ahead(b"t"), "its call has no outcome yet"
+    server.calls.claim(b"s", "a")
+    assert not server.calls._homes.is_ahead(b"s")
+    server.calls.claim(b"t", "b")
+    server.finish("b")
+    assert not server.calls._homes.is_ahead(b"t"), "its record came first"
+
+
 def test_a_shard_that_waits_gives_way(server: Server) -> None:
     """A step that listens for one shard gives way as soon as another of its thread has an outcome, and says it has none itself."""
     server.calls.start(b"other", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))

@@ -265,6 +265,26 @@ def test_a_lone_event_outlasts_an_outage(kind: str) -> None:
     assert outcome.attempts < 30
 
 
+def test_a_short_deadline_outlasts_a_breaker() -> None:
+    """Whatever an outage lasted, an event that comes after it is answered: a breaker opens for less than an event's time."""
+
+    def script(sent: Sent) -> Scripted:
+        return answered(500) if sent.at_s < 60.0 else replied()
+
+    bench = Bench(script, settings_of(deadline_s=4.0, timeout_s=1.0))
+
+    async def main() -> list[Outcome]:
+        tasks = list[asyncio.Task[Outcome]]()
+        for number in range(140):
+            tasks.append(asyncio.create_task(bench.client.call(bench.call(str(number), deadline_s=4.0))))
+            await bench.clock.sleep(0.5)
+        return list(await asyncio.gather(*tasks))
+
+    outcomes = bench.clock.run(main())
+    assert {outcome.error_type for outcome in outcomes[:100]} == {"deadline"}
+    assert all(outcome.reply is not None for outcome in outcomes[120:])
+
+
 def test_an_event_that_always_fails_does_not_keep_the_breaker_open() -> None:
     """The probe of an endpoint whose breaker one bad event has opened is another event, where one waits."""
 

@@ -86,6 +86,7 @@ class Homes:
     def __init__(self) -> None:
         self._instance_of: dict[bytes, int] = {}
         self._unclaimed: dict[bytes, dict[str, float]] = {}
+        self._ahead: dict[bytes, set[str]] = {}
         self._chosen: tuple[bytes, ...] = ()
 
     def touch(self, shard: bytes, instance: int) -> bool:
@@ -125,13 +126,22 @@ class Homes:
 
     def claim(self, shard: bytes, key: str) -> None:
         """The record of a call has arrived at the step."""
-        waiting = self._unclaimed.get(shard)
-        if waiting:
-            waiting.pop(key, None)
+        self._unclaimed.get(shard, {}).pop(key, None)
+        self._ahead.get(shard, set()).discard(key)
+
+    def completed(self, shard: bytes, key: str) -> None:
+        """A call of this shard has an outcome, maybe before its record arrived."""
+        if key in self._unclaimed.get(shard, {}):
+            self._ahead.setdefault(shard, set()).add(key)
+
+    def is_ahead(self, shard: bytes) -> bool:
+        """Whether an outcome of this shard is there before its record."""
+        return bool(self._ahead.get(shard))
 
     def _forget(self, shard: bytes) -> None:
         self._instance_of.pop(shard, None)
         self._unclaimed.pop(shard, None)
+        self._ahead.pop(shard, None)
         self._choose()
 
     def _choose(self) -> None:
@@ -303,13 +313,14 @@ class Calls:
     def wait_for_ready(self, shard: bytes, others: Collection[bytes], timeout_s: float) -> bool:
         """Waits until an outcome of `shard` is ready, at most `timeout_s`; returns whether one is.
 
-        Gives up earlier where one of `others` is ready: shards that wait for the same thread.
+        Gives up earlier where one of `others` is ready: shards that wait for the same thread. And where an outcome is there
+        before its record, which cannot arrive while this thread waits here.
         """
         end_s = self.clock.monotonic_s() + timeout_s
         with self._lock:
             while not self._ready.get(shard):
                 rest_s = end_s - self.clock.monotonic_s()
-                if rest_s <= 0 or any(self._ready.get(other) for other in others):
+                if rest_s <= 0 or self._homes.is_ahead(shard) or any(self._ready.get(other) for other in others):
                     return False
                 self._lock.wait(rest_s)
             return True
@@ -322,7 +333,9 @@ class Calls:
         with self._lock:
             self._running -= 1
             self._completed += 1
-            if call.claimed and self._shards.get(shard, {}).get(key) is call:
+            if not call.claimed:
+                self._homes.completed(shard, key)
+            elif self._shards.get(shard, {}).get(key) is call:
                 self._release(shard, key, call)
             self._lock.notify_all()
 

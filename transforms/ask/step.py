@@ -36,6 +36,7 @@ from transforms.records import Answer, CallFailure
 from transforms.remote.client import Call, Outcome
 from transforms.remote.questions import Question
 from transforms.remote.settings import ModelSettings
+from transforms.state_cache import weigh_without_modules
 
 DEFAULT_SHARDS = 8
 DEFAULT_TICK_MS = 20
@@ -297,6 +298,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         self._make_caller = make_caller
 
     def setup(self) -> None:
+        weigh_without_modules()
         self._calls = calls.acquire(self._step, self._model, self._make_caller)
         self._instance = self._calls.new_instance()
         self._memory: dict[bytes, Shard] = {}
@@ -379,7 +381,8 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         """Hands out what comes within `listen_s`.
 
         What it gives goes on at once, before the bundle ends. While it listens no record can be taken by this thread; their calls
-        are under way all the same. It stops early where another shard of this thread has something to hand out.
+        are under way all the same. It stops early where another shard of this thread has something to hand out, and where an
+        outcome is there whose record has yet to be taken.
         """
         shard = self._touch(key, cell, bag)
         clock = self._calls.clock

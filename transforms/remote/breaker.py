@@ -4,7 +4,8 @@ Closed: everything may be sent. It opens when `consecutive` results in a row are
 last `window_s` seconds, `least_volume` or more, the share `failure_share` or more are failures.
 
 Open: nothing may be sent for ``min(longest_open_s, open_s · 2ⁿ)`` seconds, n being how often it had opened before since it
-was last closed for a whole `window_s`.
+was last closed for a whole `window_s`. Both times are shortened to a quarter of an event's `deadline_s` where that is less
+(`ModelSettings.endpoint_pool`).
 
 Half-open, after that: `probes` requests at once may be sent. When so many have succeeded it is closed; at the first
 failure it is open again, for longer.

@@ -83,7 +83,7 @@ class Client:
         self._clock: Clock = clock or SystemClock()
         self._open = OpenTransport(settings, self._clock, transport)
         self._turns = itertools.count()
-        self.pool = Pool(settings.endpoints, settings.pool)
+        self.pool = Pool(settings.endpoints, settings.endpoint_pool)
         own_loop = isinstance(self._clock, SystemClock)
         self.telemetry = Telemetry(
             settings.role,

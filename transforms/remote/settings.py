@@ -178,6 +178,19 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def endpoint_pool(self) -> PoolSettings:
+        """The pool, whose breakers open for no longer than a quarter of the time that an event has here.
+
+        Else an event that comes while its only server recovers would end before anyone looked whether the server is well.
+        """
+        longest_s = (self.deadline_s - self.fallback_s) / 4
+        own = self.pool.breaker
+        breaker = msgspec.structs.replace(
+            own, open_s=min(own.open_s, longest_s), longest_open_s=min(own.longest_open_s, longest_s)
+        )
+        return msgspec.structs.replace(self.pool, breaker=breaker)
+
+    @property
     def fallback_s(self) -> float:
         """The seconds before an event's deadline at which this model gives way to its fallbacks."""
         seconds, fallback = 0.0, self.fallback
