@@ -60,8 +60,8 @@ def build(
 ) -> None:
     """Lays the job of `case` into `pipeline`.
 
-        read → parse → drop repeats → before … → ask the model → check → (repair) → decide → route → write
-                 └────────────────────────┴────────────┴───────────┴─────────┴────────┴──→ dead letters ──┘
+        read → parse → drop repeats → before … → ask the model → check → (repair → fallback) → decide → route → write
+                 └────────────────────────┴────────────┴────────────────┴───────────────┴────────┴──→ dead letters ──┘
 
     `read` gives `SourceRecord`s, `write` takes `OutputRecord`s. With `read_feedback`, which gives the records of `case.feedback`,
     outcomes are kept until it comes, and the figures of it are written too. Labels are names of state: they stay as they are.
@@ -146,19 +146,29 @@ def before(events: beam.PCollection, case: Case, resources: Resources) -> Roads:
 
 
 def repaired(outputs: beam.PCollection, case: Case, steps: Steps) -> Roads:
-    """Those that need it get their second try; the others pass."""
-    repair = case.repair
-    if repair is None:
+    """Those that need it get their second try, and what is still not good one by the model's fallback; the others pass."""
+    if case.repair is None:
         return Roads(outputs)
-    sorted_ = outputs | "SortReplies" >> beam.ParDo(_Sort(repair)).with_outputs(_REPAIR, main=_FINE)
-    fine, wrong = sorted_[_FINE], sorted_[_REPAIR]
+    once = _tried_again(outputs, case, steps, case.repair, steps.model, _REPAIR)
+    fallback = steps.model.fallback
+    if case.fallback is None or not isinstance(fallback, ModelSettings):
+        return once
+    twice = _tried_again(once.good, case, steps, case.fallback, fallback, _FALLBACK)
+    return Roads(twice.good, (*once.bad, *twice.bad))
+
+
+def _tried_again(
+    outputs: beam.PCollection, case: Case, steps: Steps, repair: Repair, model: ModelSettings, labels: _TryLabels
+) -> Roads:
+    sorted_ = outputs | labels.sort >> beam.ParDo(_Sort(repair)).with_outputs(_WRONG, main=_FINE)
+    fine, wrong = sorted_[_FINE], sorted_[_WRONG]
     fine.element_type = wrong.element_type = case.output_type
-    again = wrong | "RepairReplies" >> AskModel(
-        steps.model, repair.ask, repair.id_of, make_caller=steps.make_caller, **steps.ask_options
+    again = wrong | labels.ask >> AskModel(
+        model, repair.ask, repair.id_of, make_caller=steps.make_caller, **steps.ask_options
     )
-    checked = again.answered | "CheckRepairs" >> _over_pairs(case, repair.check)
-    given_up = again.failed | "GiveUpRepairs" >> _over_pairs(case, repair.give_up)
-    good = (fine, checked.good, given_up.good) | "AllReplies" >> beam.Flatten()
+    checked = again.answered | labels.check >> _over_pairs(case, repair.check)
+    given_up = again.failed | labels.give_up >> _over_pairs(case, repair.give_up)
+    good = (fine, checked.good, given_up.good) | labels.join >> beam.Flatten()
     return Roads(good, (checked.bad, given_up.bad))
 
 
@@ -192,7 +202,22 @@ def judged(
 
 
 _FINE = "fine"
-_REPAIR = "repair"
+_WRONG = "wrong"
+
+
+@dataclass(frozen=True)
+class _TryLabels:
+    """The labels of one further try."""
+
+    sort: str
+    ask: str
+    check: str
+    give_up: str
+    join: str
+
+
+_REPAIR = _TryLabels("SortReplies", "RepairReplies", "CheckRepairs", "GiveUpRepairs", "AllReplies")
+_FALLBACK = _TryLabels("SortRepairs", "AskFallback", "CheckFallbacks", "GiveUpFallbacks", "AllRepairs")
 
 
 def _over_outputs(case: Case, function: Callable[[Any], Any], stage: str, output_type: type | None = None) -> Apply:
@@ -254,13 +279,13 @@ class _Replayed:
 
 
 class _Sort(beam.DoFn):  # type: ignore[misc]
-    """Tells outputs that need a second try from those that do not."""
+    """Tells outputs that need another try from those that do not."""
 
     def __init__(self, repair: Repair) -> None:
         self._needed = repair.needed
 
     def process(self, output: Any) -> Iterator[Any]:
-        yield beam.pvalue.TaggedOutput(_REPAIR, output) if self._needed(output) else output
+        yield beam.pvalue.TaggedOutput(_WRONG, output) if self._needed(output) else output
 
 
 class _SideOutputs(beam.DoFn):  # type: ignore[misc]

@@ -49,10 +49,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Repair:
-    """The second and last try where a reply can be put right. `id_of` must give other ids than the first call had."""
+    """A further try where a reply is not good. `id_of` must give other ids than the calls before had."""
 
     needed: Callable[[Any], bool]
-    """Whether an output of `Case.check` gets one."""
+    """Whether an output of the check before gets one."""
 
     ask: Callable[[Any], Question]
     """What the model is asked then."""
@@ -60,10 +60,10 @@ class Repair:
     id_of: Callable[[Any], str]
 
     check: Callable[[tuple[Any, Answer]], Any]
-    """An output with the second answer → the output that takes its place."""
+    """An output with the new answer → the output that takes its place."""
 
     give_up: Callable[[tuple[Any, CallFailure]], Any]
-    """The same where the second call had no answer."""
+    """The same where the call had no answer."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,9 @@ class Case:
 
     repair: Repair | None = None
     """The second try, if there is one."""
+
+    fallback: Repair | None = None
+    """What is still not good after `repair`, asked of the fallback of `role`, where models.yaml names a model as such."""
 
     decide: Callable[[Any], Any] | None = None
     """An output whose answer is final → the output with what the rules say of it."""

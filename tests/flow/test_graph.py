@@ -161,6 +161,21 @@ def test_labels_are_those_that_running_jobs_have() -> None:
         )
 
 
+def test_a_fallback_adds_steps_and_renames_none() -> None:
+    """A job whose model gets a fallback keeps its state: the labels of before are there, and those of the fallback's call besides."""
+    able = doubles.model("https://able.example/v1", timeout_s=10.0)
+    added = labels(graph(ARGUMENTS["flink"](), model=doubles.model("https://model.example/v1", fallback=able)))
+    before = LABELS.read_text().split()
+    assert set(before) < set(added)
+    assert {name.split("/")[0] for name in set(added) - set(before)} == {
+        "SortRepairs",
+        "AskFallback",
+        "CheckFallbacks",
+        "GiveUpFallbacks",
+        "AllRepairs",
+    }
+
+
 @pytest.mark.parametrize("runner", ARGUMENTS)
 def test_keyed_records_have_coders_that_last(runner: str) -> None:
     """Into the stateful steps go pairs of bytes and a record in MessagePack; nothing that is pickled is in their state."""

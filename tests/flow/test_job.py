@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import msgspec
 import pytest
 
 from pipeline import options, runs
@@ -28,6 +29,7 @@ from transforms.ask.shard import Shard
 from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.records import SourceRecord
 from transforms.remote.model_double import Fault, ModelDouble
+from transforms.remote.settings import FixedReply, ModelSettings
 
 EXPECTED = json.loads((SAMPLES.parent / "expected.json").read_bytes())
 LINES = SAMPLES.read_bytes().split(b"\n")[:-1]
@@ -65,13 +67,20 @@ class Ran:
         return {*self.replies(), *((f"{one['id']} {one['offset']}", one["stage"]) for one in self.dead())}
 
 
-def run_job(runner: Mapping[str, Any], model_url: str, out: Path, source: Path = SAMPLES, **steps: Any) -> Ran:
+def run_job(
+    runner: Mapping[str, Any],
+    model_url: str,
+    out: Path,
+    source: Path = SAMPLES,
+    fallback: ModelSettings | FixedReply | None = None,
+    **steps: Any,
+) -> Ran:
     """Runs the job over `source` to its end."""
     ask_options = {"end_slice_s": 0.25} if runner["runner"] == DIRECT else {}
     pipeline = beam.Pipeline(options=beam_options(**runner))
     orders = SUPPORT.make_orders(out.with_name(f"{out.name}-orders")) if SUPPORT.make_orders else None
     settings = Steps(
-        model=model(model_url),
+        model=model(model_url, fallback=fallback),
         dead_letter_record=dead_letters.to_json,
         ask_options=ask_options,
         orders=orders,
@@ -222,6 +231,34 @@ def test_a_second_try_without_an_answer_is_escalated(tmp_path: Path) -> None:
         found = run_job({"runner": DIRECT}, broken.base_url, tmp_path / "out", source)
     reasons = {tuple(one["reasons"][:2]) for one in found.lines("support.escalations")}
     assert reasons == {("reply:not-json", "reply:repair-failed")}
+    assert found.unaccounted == 0
+
+
+def test_a_fallback_answers_what_the_model_cannot(runner: dict[str, Any], tmp_path: Path) -> None:
+    """Where both tries are no good, the model's fallback is asked once for each event, and the customer gets its reply."""
+    source = part_of_the_samples(tmp_path, every=9)
+    with ModelDouble(reply=lambda _: "well") as wordless, ModelDouble(reply=scripted_reply) as able:
+        fallback = msgspec.structs.replace(model(able.base_url), role="able", timeout_s=10.0)
+        found = run_job(runner, wordless.base_url, tmp_path / "out", source, fallback)
+        asked = able.stats()
+    facts = found.lines("support.analytics")
+    assert {(one["role"], one["attempts"], one["repairs"], tuple(one["problems"])) for one in facts} == {
+        ("able", 3, 1, ("not-json",))
+    }
+    assert all("gave no good reply (not-json)" in one["fallback_reason"] for one in facts)
+    assert sorted(asked.attempts) == sorted(f"{one['id']}#fallback" for one in facts)
+    assert any(topic != "support.escalations" for _, topic in found.replies())
+    assert found.unaccounted == 0
+
+
+def test_a_fixed_reply_is_for_calls_without_an_answer(tmp_path: Path) -> None:
+    """A fallback that is a fixed value is not asked about replies: what is wrong twice goes to a person."""
+    source = part_of_the_samples(tmp_path, every=9)
+    with ModelDouble(reply=lambda _: "well") as wordless:
+        found = run_job({"runner": DIRECT}, wordless.base_url, tmp_path / "out", source, FixedReply("Soon."))
+    assert {(topic, one["attempts"]) for topic in SUPPORT.output_topics for one in found.lines(topic)} == {
+        ("support.escalations", 2)
+    }
     assert found.unaccounted == 0
 
 

@@ -299,6 +299,36 @@ def test_a_repair() -> None:
     assert failed.answer.attempts == 4
 
 
+def test_a_fallback() -> None:
+    """What the second try left wrong is asked of the fallback as if for the first time; the output says who answered, and why."""
+    first = answer.check((ticket(), Answer("no", "m", "e", role="answer", prompt_tokens=3)))
+    second = answer.check_repair((first, Answer("no", "m", "e", role="answer", prompt_tokens=5)))
+    assert answer.needs_fallback(second)
+    assert answer.fallback_id(second) == "e1#fallback"
+    assert answer.ask_fallback(second) == answer.ask(ticket())
+    good = answer.check_fallback((second, Answer(reply_json("On its way."), "n", "f", role="small", prompt_tokens=7)))
+    assert (good.problems, good.repairs, good.answer.attempts, good.answer.prompt_tokens) == ((), 1, 3, 15)
+    assert [one.kind for one in good.first_problems] == ["not-json"]
+    assert good.answer.role == "small"
+    assert str(good.answer.reason).startswith("answer gave no good reply (not-json): ")
+    further = Answer(reply_json("On its way."), "o", "g", role="third", reason="small gave no reply (refused): No.")
+    reason = answer.check_fallback((second, further)).answer.reason
+    assert "answer gave no good reply" in str(reason)
+    assert "small gave no reply" in str(reason)
+    failed = answer.give_up_fallback((second, CallFailure("timeout", "Too late.", 3)))
+    assert [one.kind for one in failed.problems] == ["not-json", "fallback-failed"]
+    assert failed.answer.attempts == 5
+
+
+def test_a_fallback_is_not_asked_twice() -> None:
+    """Where the fallback gave the reply that is wrong, where it had no answer, or where nothing can be put right, a person answers."""
+    first = answer.check((ticket(), Answer("no", "m", "e", role="answer")))
+    by_fallback = Answer("no", "n", "f", role="small", reason="answer gave no reply (refused): No.")
+    assert not answer.needs_fallback(answer.check_repair((first, by_fallback)))
+    assert not answer.needs_fallback(answer.give_up_repair((first, CallFailure("timeout", "Too late.", 3))))
+    assert not answer.needs_fallback(answer.check((ticket(), Answer(reply_json("[CARD_1]"), "m", "e"))))
+
+
 def test_what_cannot_be_put_right_is_not_asked_again() -> None:
     """A leak or a promise goes to a person at once."""
     leaked = answer.check((ticket(), Answer(reply_json("[CARD_1]"), "m", "e")))

@@ -37,7 +37,7 @@ BRIEF_SCHEMA = read_schema(Path(__file__).with_name("brief.schema.json"))
 class SupportReply(msgspec.Struct, frozen=True, array_like=True):
     """A reply of the model with the ticket it answers, and what was found wrong with it.
 
-    `answer` is the last one, with the attempts and tokens of both where it was repaired. `first_problems` are those of the first
+    `answer` is the last one, with the attempts and tokens of all where it was asked for again. `first_problems` are those of the first
     answer, `problems` those that are left. `reasons` say why a person answers; without any, the customer gets `text`. `prompt` is the
     version that was asked; `confidence` is None where the model did not say.
     """
@@ -135,26 +135,66 @@ def ask_repair(reply: SupportReply) -> Chat:
 
 def check_repair(answered: tuple[SupportReply, Answer]) -> SupportReply:
     """The reply of the second try, with what is still wrong with it."""
-    first, answer = answered
-    both = msgspec.structs.replace(
-        answer,
-        attempts=first.answer.attempts + answer.attempts,
-        prompt_tokens=first.answer.prompt_tokens + answer.prompt_tokens,
-        completion_tokens=first.answer.completion_tokens + answer.completion_tokens,
-        model_ms=first.answer.model_ms + answer.model_ms,
-        waited_ms=first.answer.waited_ms + answer.waited_ms,
-    )
-    return msgspec.structs.replace(check((first.ticket, both)), first_problems=first.problems, repairs=1)
+    before, answer = answered
+    found = check((before.ticket, _added(before.answer, answer)))
+    return msgspec.structs.replace(found, first_problems=before.problems, repairs=1)
 
 
 def give_up_repair(failed: tuple[SupportReply, CallFailure]) -> SupportReply:
     """The first reply, where the second call failed: a person answers, which is better than a dead letter."""
-    first, failure = failed
-    answer = msgspec.structs.replace(first.answer, attempts=first.answer.attempts + failure.attempts)
-    problem = Problem("repair-failed", f"The second try had no answer: {failure.error_type}.")
+    before, failure = failed
     return msgspec.structs.replace(
-        first, answer=answer, problems=(*first.problems, problem), first_problems=first.problems, repairs=1
+        _given_up(before, failure, "repair-failed"), first_problems=before.problems, repairs=1
     )
+
+
+def needs_fallback(reply: SupportReply) -> bool:
+    """Whether the model's fallback is asked: what the model was told about is still wrong, and it was the model that answered."""
+    return needs_repair(reply) and reply.answer.reason is None
+
+
+def fallback_id(reply: SupportReply) -> str:
+    """The id of the call to the fallback."""
+    return f"{reply.ticket.id}#fallback"
+
+
+def ask_fallback(reply: SupportReply) -> Chat:
+    """The question to the fallback: that of the first try. It has seen none of it, and is not led by another's mistakes."""
+    return ask(reply.ticket)
+
+
+def check_fallback(answered: tuple[SupportReply, Answer]) -> SupportReply:
+    """The reply of the fallback, with what is wrong with it, and why it was asked."""
+    before, answer = answered
+    kinds = ", ".join(one.kind for one in before.problems)
+    reasons = [f"{before.answer.role} gave no good reply ({kinds}): {before.problems[0].message}", answer.reason]
+    reason = " ".join(filter(None, reasons))
+    found = check((before.ticket, msgspec.structs.replace(_added(before.answer, answer), reason=reason)))
+    return msgspec.structs.replace(found, first_problems=before.first_problems, repairs=before.repairs)
+
+
+def give_up_fallback(failed: tuple[SupportReply, CallFailure]) -> SupportReply:
+    """The reply as it was, where the fallback had no answer: a person answers."""
+    return _given_up(*failed, "fallback-failed")
+
+
+def _added(before: Answer, answer: Answer) -> Answer:
+    """An answer with the attempts, tokens and times of the one before it."""
+    return msgspec.structs.replace(
+        answer,
+        attempts=before.attempts + answer.attempts,
+        prompt_tokens=before.prompt_tokens + answer.prompt_tokens,
+        completion_tokens=before.completion_tokens + answer.completion_tokens,
+        model_ms=before.model_ms + answer.model_ms,
+        waited_ms=before.waited_ms + answer.waited_ms,
+    )
+
+
+def _given_up(reply: SupportReply, failure: CallFailure, kind: str) -> SupportReply:
+    """A reply whose further try had no answer."""
+    answer = msgspec.structs.replace(reply.answer, attempts=reply.answer.attempts + failure.attempts)
+    problem = Problem(kind, f"A further try had no answer: {failure.error_type}.")
+    return msgspec.structs.replace(reply, answer=answer, problems=(*reply.problems, problem))
 
 
 def decide(reply: SupportReply) -> SupportReply:

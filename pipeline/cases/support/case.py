@@ -66,6 +66,13 @@ SUPPORT = Case(
         check=answer.check_repair,
         give_up=answer.give_up_repair,
     ),
+    fallback=Repair(
+        needed=answer.needs_fallback,
+        ask=answer.ask_fallback,
+        id_of=answer.fallback_id,
+        check=answer.check_fallback,
+        give_up=answer.give_up_fallback,
+    ),
     decide=answer.decide,
     side_outputs=answer.side_outputs,
     side_topics=(answer.ANALYTICS,),
