@@ -41,7 +41,8 @@ event's id: all contestants meet the same latencies. The load is open-loop, and 
 been sent; events that had no reply count as infinitely late ("grows"). The sustained rate is that of replies in the second half. The
 floor is the same load straight to the model server, without Kafka and Flink. It does not try again: under a quota or an outage it
 says what is lost without. "Added" is over the floor. CPU is that of all processes between the model server and the load, Kafka
-included.
+included. The floor's CPU tells how fast the machine was when a table was measured: between days it changed by a factor of two, so
+compare within a table.
 
 - `java_async` is Flink's own asynchronous operator, the bar: unordered, capacity 2 000 for each subtask.
 - `pyflink_async` (`AsyncDataStream`) and `ml_predict` (Flink SQL's `ML_PREDICT` with its OpenAI model) have a local cluster

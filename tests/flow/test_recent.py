@@ -7,10 +7,12 @@ from typing import Any
 
 import apache_beam as beam
 import msgspec
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from tests.flow.streams import Append, Note, options, read, stream
+from transforms.metrics import counter
 from transforms.panes import Recent, WindowSettings
-from transforms.recent import AggregateRecent
+from transforms.recent import LATE, AggregateRecent
 
 SETTINGS = WindowSettings(windows_s=(60.0,), pane_s=10.0, lateness_s=60.0)
 
@@ -35,13 +37,18 @@ def run(tmp_path: Path, *steps: Note | float) -> dict[str, Any]:
     """What each record was given, by id."""
     pipeline = beam.Pipeline(options=options())
     out = tmp_path / "out"
-    records = pipeline | stream(*steps) | beam.Map(lambda note: note).with_output_types(Note)
-    written = records | AggregateRecent(
-        key_of=key_of, time_of=time_of, values_of=values_of, write=write, settings=SETTINGS
-    )
-    _ = written | beam.ParDo(Append(out, "written"))
+    _ = aggregated(pipeline | stream(*steps)) | beam.ParDo(Append(out, "written"))
     pipeline.run().wait_until_finish()
     return {one[0]: tuple(map(tuple, one[4])) for one in read(out, "written")}
+
+
+def aggregated(notes: beam.PCollection) -> beam.PCollection:
+    """The step under test."""
+    return (
+        notes
+        | beam.Map(lambda note: note).with_output_types(Note)
+        | AggregateRecent(key_of=key_of, time_of=time_of, values_of=values_of, write=write, settings=SETTINGS)
+    )
 
 
 def note(name: str, at_s: float, value: float = 1.0, key: str = "k") -> Note:
@@ -64,6 +71,16 @@ def test_a_late_record_goes_on_alone(tmp_path: Path) -> None:
     """Its own figure is itself, and nobody sees it."""
     found = run(tmp_path, note("a", 300), note("late", 170), note("b", 301))
     assert (found["late"], found["b"]) == (((1, 1.0),), ((2, 2.0),))
+
+
+def test_late_records_are_counted() -> None:
+    """The job's counter has one for each, whatever order the runner gives the others in."""
+    pipeline = beam.Pipeline(options=PipelineOptions(["--runner=DirectRunner"]))
+    notes = [note("a", 1_000), *(note(f"late{number}", 100 + number) for number in range(3))]
+    _ = aggregated(pipeline | beam.Create(notes, reshuffle=False))
+    result = pipeline.run()
+    result.wait_until_finish()
+    assert counter(result, LATE) == 3
 
 
 def test_state_goes_away_when_the_stream_has_moved_on(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from transforms.remote.admission import Admission
 from transforms.remote.client_metrics import ClientMetrics
-from transforms.remote.concurrency import Sample
+from transforms.remote.concurrency import ConcurrencySettings, Sample, make_limit
 from transforms.remote.fakes import VirtualClock
 from transforms.remote.loop_lag import EVERY_S, LoopLag
 from transforms.remote.outliers import Kind
@@ -144,3 +144,42 @@ def test_a_failure_is_told_as_it_was() -> None:
     sample, lag_s = told("timeout", 0.1)
     assert lag_s > 0.01
     assert sample.rtt_s >= 1.0
+
+
+def limit_beside_its_own_load(cost_s: float, *, lag_taken_off: bool) -> int:
+    """The limit of a server that takes 0.1 s whatever its load, called by one that computes `cost_s` for each request under way."""
+    clock = VirtualClock()
+    limit = make_limit(ConcurrencySettings(most=200))
+    metrics = ClientMetrics(Telemetry("answer"))
+    door = Admission(
+        clock, Pool([Endpoint(URL)], PoolSettings()), 200, {URL: limit}, {URL: Quota(QuotaSettings())}, metrics
+    )
+    if not lag_taken_off:
+        door.lag.without = lambda took_s: took_s  # type: ignore[method-assign]
+    end_s = 20.0
+
+    async def call() -> None:
+        while clock.monotonic_s() < end_s:
+            permit = await door.acquire(0, 2.0 * end_s)
+            await clock.sleep(0.1)
+            door.end(permit, "ok")
+
+    async def compute() -> None:
+        while clock.monotonic_s() < end_s:
+            clock.advance(cost_s * door.in_flight)
+            await clock.sleep(0.005)
+
+    async def main() -> None:
+        await asyncio.gather(compute(), *(call() for _ in range(200)))
+
+    clock.run(main())
+    return limit.limit
+
+
+def test_a_process_holds_less_of_its_own_load_against_a_server() -> None:
+    """Where a process gets slower with what it has under way, what is taken off never lowers its limit, and raises them in sum."""
+    costs_s = (0.001, 0.003)
+    less = [limit_beside_its_own_load(cost_s, lag_taken_off=False) for cost_s in costs_s]
+    more = [limit_beside_its_own_load(cost_s, lag_taken_off=True) for cost_s in costs_s]
+    assert all(one >= other for one, other in zip(more, less, strict=True)), (more, less)
+    assert sum(more) > 1.1 * sum(less), (more, less)
