@@ -129,6 +129,13 @@ def run_one(server: Behaviour | Schedule, seconds: float, seed: int, demand: int
     return caller
 
 
+@pytest.mark.parametrize("seed", [0, 3, 10])
+def test_a_healthy_server_gets_all_that_is_wanted_before_long(seed: int) -> None:
+    """From 5 s on the limit is nearly what the caller wants, also where chance ended slow start (as with seeds 3 and 10)."""
+    caller = run_one(LOG_NORMAL, 10.0, seed)
+    assert caller.average_limit(5.0) >= 0.95 * 128
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_step_of_latency_does_not_collapse_the_limit(seed: int) -> None:
     """Three times the latency, without load being the reason: it falls to 24 at least, and from 12 s later on is 64 or more again."""

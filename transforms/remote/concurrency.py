@@ -21,8 +21,9 @@ with every faster round, and rises only in rounds whose limit is not above the o
 in flight a longer time may be load. (3) A reference that stays makes a server that has become slower for another reason
 look loaded for ever. So a decrease is proved: once the limit was cut to `proof_ratio` of where it began, and the time fell by
 less than half of what load would explain, the decrease is undone and r set anew (as a spurious timeout is undone by
-Eifel, RFC 4015). (4) What was sent before the last decrease does not press for another one. (5) The share of timeouts: a server
-that loses one request in a hundred is not overloaded.
+Eifel, RFC 4015). (4) So is the end of a slow start by a reference of fewer than 100 replies, where one of 100 would not have ended
+it: the first replies of all are the quick ones. (5) What was sent before the last decrease does not press for another one. (6) The
+share of timeouts: a server that loses one request in a hundred is not overloaded.
 
 ``gradient``, after Gradient2 of Netflix's concurrency-limits (defaults: smoothing 0.2, queue 4, long window 600, tolerance
 1.5), once a round, and only where half of the limit was used::
@@ -67,6 +68,7 @@ _FEWEST, _ENOUGH, _HEAVIEST = 5, 100, 500
 _FOLLOW = 0.3
 _START_S = 1.0
 _ESTABLISHED = 300
+_TRUSTED = 100
 _GREATEST_SHARE_OF_STEP = 8
 
 
@@ -165,6 +167,7 @@ class AimdLimit:
         self._proof: _Proof | None = None
         self._suspicious = False
         self._start = _Start()
+        self._ended_start: _Proof | None = None
 
     @property
     def limit(self) -> int:
@@ -186,7 +189,7 @@ class AimdLimit:
     def _move(self, now_s: float) -> None:
         ended, reference = self._round, self._reference
         if ended.pressed():
-            self._proof = None
+            self._proof = self._ended_start = None
             self._cut(now_s)
             return
         if not ended.replies:
@@ -199,6 +202,8 @@ class AimdLimit:
         reference.follow(mean, ended.replies, self._limit)
         self._proof = None
         self._suspicious = False
+        if self._ended_start is not None and reference.weight >= _TRUSTED:
+            self._judge_start(self._ended_start, threshold)
         if ended.reached and mean < reference.log_s + threshold / 2.0:
             self._limit = min(self._settings.most, self._limit + self._growth.step(self._limit))
 
@@ -208,6 +213,8 @@ class AimdLimit:
             return
         if self._proof is None:
             self._proof = _Proof(self._limit, mean, self._growth.state)
+            if self._growth.slow_start(self._limit) and self._reference.weight < _TRUSTED:
+                self._ended_start = _Proof(self._limit, mean, self._growth.state)
         if not self._proof.settled:
             self._proof.mean = max(self._proof.mean, mean)  # what a change did may still be on its way
         if self._limit > max(self._settings.least, int(self._proof.limit * self._settings.proof_ratio)):
@@ -221,6 +228,12 @@ class AimdLimit:
             self._reference.set(mean, self._round.replies, self._proof.limit)
             self._limit, self._growth.state = self._proof.limit, self._proof.growth
             self._proof = None
+
+    def _judge_start(self, ended: _Proof, threshold: float) -> None:
+        """Take slow start up again where what ended it is not slower than the reference that is known by now."""
+        self._ended_start = None
+        if ended.mean <= self._reference.log_s + threshold and self._limit < ended.limit:
+            self._limit, self._growth.state = ended.limit, ended.growth
 
     def _cut(self, now_s: float) -> None:
         fallen = min(self._growth.end(self._limit), int(self._limit * self._settings.decrease_ratio))
