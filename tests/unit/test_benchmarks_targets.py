@@ -105,6 +105,12 @@ def test_the_table_says_met_not_met_and_not_measured() -> None:
     assert "not measured | – |" in lines["400/s: added p99 ≤ 60 ms"]
 
 
+def test_what_has_no_target_is_reported() -> None:
+    """The table ends with figures that are asked for without a bound."""
+    shown = targets.table({"checkpoints": {"at_bound_p99_s": 21.1}}).splitlines()[-1]
+    assert shown.endswith("| 21.1 s | no target | `scripts/bench checkpoints` |")
+
+
 def test_a_bounded_set_has_a_rate_and_no_latency() -> None:
     """Its rate is over all of it, and its latencies are not shown as endless."""
     figures = set_figures("ray_data", "steady", 400.0, 2_000, SetAnswered(2_000, 1_990, 10.0, {}))
@@ -143,7 +149,7 @@ def test_what_is_published_stays_until_it_is_done_again() -> None:
 def test_the_page_is_made_of_what_is_published_alone() -> None:
     """Without results there is the table of targets, nothing measured; with a client's result its section is there."""
     empty = document.text({})
-    assert empty.count("not measured") == len(targets.TARGETS)
+    assert empty.count("not measured") == len(targets.TARGETS) + len(targets.REPORTED)
     by_load = {"64": client.figures([100.0, 120.0], [150.0, 150.0])}
     whole = document.text(
         {"client": published.result("scripts/bench client", by_load["64"], by_load=by_load, rounds=2)}
