@@ -232,10 +232,8 @@ class _Job:
         self._stop.on_drain(self._drain)
         if self._feeds:
             assert isinstance(self._settings.input, Kafka)  # noqa: S101 - only the local run feeds
-            topic, formats = self._case.input_topic, self._settings.formats
-            encode = Encode({topic: formats[topic]} if topic in formats else {})
-            servers = self._settings.input.servers
-            fed = feed.feed(self._case.samples, servers, topic, encode, self._case.key_field)
+            topic, servers = self._case.input_topic, self._settings.input.servers
+            fed = feed.feed(self._case.samples, servers, topic, self._encode(topic), self._case.key_field)
             self._feed_feedback(servers)
             self._console.print(
                 f"events  {fed.records} samples fed into {self._case.input_topic} at {self._settings.input.servers}"
@@ -254,8 +252,13 @@ class _Job:
     def _feed_feedback(self, servers: str) -> None:
         found = self._case.feedback
         if found is not None and found.samples is not None:
-            fed = feed.feed(found.samples, servers, found.topic, Encode({}), "id")
+            fed = feed.feed(found.samples, servers, found.topic, self._encode(found.topic), "id")
             self._console.print(f"labels  {fed.records} samples fed into {found.topic}")
+
+    def _encode(self, topic: str) -> Encode:
+        """What puts samples into the format of the topic that they are fed to."""
+        formats = self._settings.formats
+        return Encode({topic: formats[topic]} if topic in formats else {})
 
     def _wait_until_running(self, result: Any, began_s: float) -> None:
         rest = self._engine.rest

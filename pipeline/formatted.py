@@ -22,7 +22,7 @@ from transforms.records import OutputRecord, SourceRecord
 def formatted(
     case: Case, formats: Mapping[str, TopicFormat], topics: Mapping[str, str], written: tuple[str, ...]
 ) -> Case:
-    """The case with `parse` and `route` in the formats of their topics; the case itself where all of them are JSON.
+    """The case with what it parses and routes in the formats of their topics; the case itself where all of them are JSON.
 
     `topics` are output topics renamed: a format is that of the new name. `written` are the topics that are encoded; a registry has
     been asked for the ids of their schemas.
@@ -31,18 +31,24 @@ def formatted(
         return case
     decode = Decode(formats)
     encode = Encode({topic: found for topic, found in formats.items() if topic in written})
+    feedback = case.feedback
     return dataclasses.replace(
         case,
         parse=Parse(case.parse, decode),
         read_id=ReadId(case.read_id, decode),
         route=Route(case.route, encode, topics),
+        feedback=None
+        if feedback is None
+        else dataclasses.replace(
+            feedback, parse=Parse(feedback.parse, decode), read_id=ReadId(feedback.read_id, decode)
+        ),
     )
 
 
 class Parse:
-    """A case's `parse`, of a record that is decoded first. The event keeps the record that came in.
+    """A case's `parse`, of a record that is decoded first. The event, or feedback, keeps the record that came in.
 
-    Cases keep it in the field `source` of their events.
+    Cases keep it in the field `source` of both.
     """
 
     def __init__(self, parse: Callable[[SourceRecord], Any], decode: Decode) -> None:

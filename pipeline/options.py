@@ -276,14 +276,17 @@ def _check_formats(settings: Settings, runner: Runner, path: str) -> None:
 
 
 def topics_read(settings: Settings, runner: Runner) -> tuple[str, ...]:
-    """The topics of Kafka that a run reads; the case's own where the local stack is fed with samples."""
+    """The topics of Kafka that a run reads, feedback's too; the case's own where the local stack is fed with samples."""
     if isinstance(settings.input, Kafka):
-        return settings.input.topics
-    return (case_named(settings.case).input_topic,) if settings.input is None and runner.reads_kafka else ()
+        return (*settings.input.topics, *(settings.feedback.topics if isinstance(settings.feedback, Kafka) else ()))
+    if settings.input is not None or not runner.reads_kafka:
+        return ()
+    case = case_named(settings.case)
+    return (case.input_topic, *([case.feedback.topic] if case.feedback else []))
 
 
 def topics_written(settings: Settings, runner: Runner) -> tuple[str, ...]:
-    """The topics of Kafka that a run writes, by their new names, dead letters aside; with samples also the one they are fed to."""
+    """The topics of Kafka that a run writes, by their new names, dead letters aside; with samples also those they are fed to."""
     case = case_named(settings.case)
     to_kafka = isinstance(settings.output, Kafka) or (settings.output is None and runner.reads_kafka)
     names = tuple(settings.topics.get(topic, topic) for topic in case.output_topics) if to_kafka else ()

@@ -12,6 +12,7 @@ import pytest
 from pipeline.cases.support import answer
 from pipeline.cases.support.case import SAMPLES, SUPPORT
 from pipeline.cases.support.events import SupportEvent, parse_event
+from pipeline.cases.support.feedback import parse as parse_feedback
 from pipeline.formatted import formatted
 from tests.unit.test_support_rules import reply_json, ticket
 from transforms.errors import BadEvent, BadReply
@@ -68,6 +69,18 @@ def test_every_sample_is_the_same_event_in_each_form(form: TopicFormat) -> None:
         assert len(value) < len(line)
         count += 1
     assert count >= 88
+
+
+@pytest.mark.parametrize("form", shipped("support", "feedback", "support.feedback"), ids=by_format)
+def test_feedback_is_the_same_in_each_form(form: TopicFormat) -> None:
+    """What an agent made of a reply is, decoded and parsed, what its JSON is, with its bytes as they came."""
+    feedback = formatted(SUPPORT, {form.topic: form}, {}, ()).feedback
+    assert feedback is not None
+    line = b'{"id": "chat-1", "at": "2026-11-01T12:00:00Z", "verdict": "edited"}'
+    coded = SourceRecord(Encode({form.topic: form}).value(form.topic, line), topic=form.topic)
+    assert coded.value != line
+    assert feedback.parse(coded) == msgspec.structs.replace(parse_feedback(SourceRecord(line)), source=coded)
+    assert feedback.read_id(coded) == "chat-1"
 
 
 @pytest.mark.parametrize("form", EVENTS, ids=by_format)

@@ -247,6 +247,24 @@ def test_what_is_in_the_samples() -> None:
     assert min(int(one.id.removeprefix("page-")) for one in good) == 800
 
 
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("number", [0, 1], ids=["avro", "protobuf"])
+def test_labels_in_other_formats_are_the_same(number: int, value: bool) -> None:
+    """A label encoded by the shipped schema parses to what its JSON does, a false one too; one without a value is bad."""
+    form = shipped("fraud", "label", "fraud.labels")[number]
+    forms = {form.topic: form}
+    feedback = formatted(FRAUD, forms, {}, ()).feedback
+    assert feedback is not None
+    label = {"id": "page-1", "at": "2026-11-01T12:00:00Z", "label": value}
+    coded = SourceRecord(Encode(forms).value(form.topic, json.dumps(label).encode()), topic=form.topic)
+    found = feedback.parse(coded)
+    assert msgspec.structs.replace(found, source=record(label)) == parse_label(record(label))
+    assert found.source == coded
+    assert feedback.read_id(coded) == "page-1"
+    with pytest.raises(BadEvent):
+        feedback.parse(SourceRecord(coded.value[:-2] if coded.value else b"", topic=form.topic))
+
+
 @pytest.mark.parametrize("number", [0, 1], ids=["avro", "protobuf"])
 def test_events_in_other_formats_are_the_same(number: int) -> None:
     """An event encoded in Avro or Protobuf by the shipped schema parses to what its JSON does."""
