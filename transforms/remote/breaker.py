@@ -43,7 +43,7 @@ class BreakerSettings(msgspec.Struct, frozen=True):
     window_s: float = 10.0
     least_volume: int = 20
     open_s: float = 1.0
-    longest_open_s: float = 5.0
+    longest_open_s: float = 10.0
     probes: int = 2
 
     def __post_init__(self) -> None:
