@@ -23,6 +23,7 @@ from pipeline.outputs import ends, open_consumer
 from pipeline.registry import case_named
 from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from pipeline.signals import Stop, ignored_by_children
+from pipeline.summary import unaccounted
 from runners import flink
 from runners.flink import FlinkEndpoints
 from runners.flink_rest import FlinkRest
@@ -32,6 +33,7 @@ from runners.runner import value_of
 from transforms import files, kafka
 from transforms.errors import SettingsError
 from transforms.formats.codec import Encode
+from transforms.kafka_read import ReadKafka
 from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.remote.settings import ModelSettings
 
@@ -65,17 +67,17 @@ def run(settings: Settings, console: Console, stop: Stop) -> int:
 
 @dataclass(frozen=True)
 class _Engine:
-    """What a job is submitted to. `options` makes Beam's flags of those given; `expansion` is None for Beam's own."""
+    """What a job is submitted to. `options` makes Beam's flags of those given; Beam's own job server is a child of this process."""
 
     options: Callable[[Sequence[str]], list[str]]
-    expansion: str | None
     rest: FlinkRest | None
+    has_child: bool = False
 
 
 def _pinned_engine(stack: Stack, master: str) -> _Engine:
     at = stack.endpoints
     endpoints = FlinkEndpoints(job_server=at.job_server, worker_pool=at.workers)
-    return _Engine(lambda arguments: flink.pinned_options(arguments, endpoints), at.expansion, FlinkRest(master))
+    return _Engine(lambda arguments: flink.pinned_options(arguments, endpoints), FlinkRest(master))
 
 
 def _beam_engine(settings: Settings) -> _Engine:
@@ -83,7 +85,7 @@ def _beam_engine(settings: Settings) -> _Engine:
     rest = None if master in {None, "[local]"} else FlinkRest(str(master))
     if rest is not None:
         rest.check()
-    return _Engine(flink.beam_options, None, rest)
+    return _Engine(flink.beam_options, rest, has_child=True)
 
 
 def _with_kafka(settings: Settings) -> Settings:
@@ -116,7 +118,7 @@ def _run_local(settings: Settings, console: Console, stop: Stop) -> int:
     """Brings up what is missing, creates the topics, submits, feeds, watches, drains."""
     case = case_named(settings.case)
     stack = Stack.default()
-    wanted = ["kafka", "jobmanager", "taskmanager", "jobserver", "expansion", "workers"]
+    wanted = ["kafka", "jobmanager", "taskmanager", "jobserver", "workers"]
     if settings.models is None and case.trained_model is None:
         wanted.append("llm")
     console.print(f"case    {case.name} on {settings.runner}, local stack in {stack.place.home}")
@@ -186,7 +188,7 @@ class _Job:
                 # From here on a first Ctrl-C is remembered until the job runs, which is then drained.
                 self._stop.on_drain(lambda: None)
                 # Beam's own job server is a child of ours, which a Ctrl-C at the keyboard would end.
-                with ignored_by_children() if self._engine.expansion is None else nullcontext():
+                with ignored_by_children() if self._engine.has_child else nullcontext():
                     result = pipeline.run()
                 try:
                     self._follow(result, began_s, consumer_config, progress)
@@ -222,7 +224,7 @@ class _Job:
 
     def _reader(self, source: Files | Kafka | None, config: Mapping[str, str]) -> beam.PTransform:
         if isinstance(source, Kafka):
-            return kafka.ReadKafka(source.servers, source.topics, self._engine.expansion, config)
+            return ReadKafka(source.servers, source.topics, config, shards=self._settings.shards)
         assert isinstance(source, Files)  # noqa: S101 - the two there are
         return files.ReadLines(source.paths)
 
@@ -337,16 +339,21 @@ class _Job:
         repeats = (counter(result, REPEATS) or 0) if result.state == PipelineState.DONE else 0
         if self._job is not None and self._engine.rest is not None and self._engine.rest.was_restarted(self._job):
             self._console.print("The job was restarted on the way; repeats are counted since the last restart.")
+        if result.state == PipelineState.DONE and unaccounted(progress.summary, records, repeats) <= 0:
+            savepoint = None  # somebody else's drain, or a stop with nothing under way
         return runs.conclude(self._console, progress, records, repeats, where, resumed=resumed, savepoint=savepoint)
 
     def _savepoint(self, result: Any) -> str | None:
         """Where the job's state lies, if somebody ended it with a savepoint; a drain of ours leaves nothing in it.
 
+        A job that Flink's own stop ended is done, whether it was drained or has events under way in its savepoint.
         Beam's job server calls a job that was cancelled from elsewhere a failed one; Flink tells the two apart.
         """
         rest, job = self._engine.rest, self._job
-        if result.state == PipelineState.DONE or self._drain_asked or job is None or rest is None:
+        if self._drain_asked or job is None or rest is None:
             return None
+        if result.state == PipelineState.DONE:
+            return rest.savepoint(job)
         end_s = time.monotonic() + _STATED_WITHIN_S
         while True:
             state = rest.state(job)

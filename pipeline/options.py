@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--kafka_config",
         metavar="FILE",
-        help="YAML: consumer and producer settings by Kafka's names, under common, consumer, producer",
+        help="YAML: consumer and producer settings by librdkafka's names, under common, consumer, producer",
     )
     add("--topics", metavar="FILE", help="YAML: output topics renamed, 'name: new name'")
     add(

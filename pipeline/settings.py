@@ -29,7 +29,7 @@ class Kafka:
 
 @dataclass(frozen=True)
 class KafkaConfig:
-    """Further settings of Kafka's clients, by Kafka's names. Secrets are ``${env:NAME}``."""
+    """Further settings of Kafka's clients, by librdkafka's names. Secrets are ``${env:NAME}``."""
 
     consumer: Mapping[str, str] = field(default_factory=dict)
     producer: Mapping[str, str] = field(default_factory=dict)

@@ -11,10 +11,14 @@ from transforms.errors import SettingsError
 
 DEFAULT_PARALLELISM = 2
 CHECKPOINT_INTERVAL_MS = 2_000
-MAX_BUNDLE_TIME_MS = 5
+MAX_BUNDLE_TIME_MS = 20
 MAX_BUNDLE_SIZE = 1_000
 MAX_PARALLELISM = 128
 FINISH_BUNDLES = "--finish_bundle_before_checkpointing"
+
+NO_CHAINS = "--operator_chaining"
+"""Turns the chaining of operators off: Beam's Python SDK makes of an option of the runner that is true by default a flag without a
+value that turns it off."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,6 @@ class FlinkEndpoints:
 
 def common_options(arguments: Sequence[str]) -> list[str]:
     """What every streaming job of ours on Flink needs, whichever engine runs it; a flag that is given wins."""
-    read = "--experiments=use_deprecated_read"
-    # Flink's native Kafka source, with offsets in the checkpoint. Added to other experiments, not replaced by them.
-    arguments = [*arguments, *([] if any("use_deprecated_read" in one for one in arguments) else [read])]
     return with_defaults(
         arguments,
         [
@@ -39,12 +40,17 @@ def common_options(arguments: Sequence[str]) -> list[str]:
             f"--max_parallelism={MAX_PARALLELISM}",
             # Flink's default is no checkpoints at all.
             f"--checkpointing_interval={CHECKPOINT_INTERVAL_MS}",
-            # Beam's default of 1 000 ms costs 1.4 to 2.2 s per event.
+            # Beam's default of 1 000 ms costs 1.4 to 2.2 s per event. Each operator looks twice in this time whether its bundle is old
+            # enough, all the time: at 5 ms that alone takes most of a small machine where a graph is large.
             f"--max_bundle_time_mills={MAX_BUNDLE_TIME_MS}",
             f"--max_bundle_size={MAX_BUNDLE_SIZE}",
             # By default Beam begins a checkpoint in the middle of a bundle and keeps what the bundle still gives in the operator's
             # state until its next bundle begins: the last record before a silence would wait for the next one for ever.
             FINISH_BUNDLES,
+            # Flink finds the state of Beam's Impulse again by a hash that has in it whether its operator is chained to the next, and
+            # that depends on the parallelism: with chains, a savepoint could not be resumed at another one. Almost all steps here are
+            # behind keys, where nothing is chained anyway.
+            NO_CHAINS,
             "--sdk_worker_parallelism=1",
         ],
     )

@@ -57,8 +57,8 @@ class FlinkRest:
     def stop_with_savepoint(self, job: str) -> None:
         """Makes a savepoint and cancels the job; what is under way stays in the savepoint, whose place `savepoint` says.
 
-        Not Flink's `stop` without a drain: Beam's sources end their input when they are stopped, before the savepoint is made, and
-        then what is under way is waited for (docs/adr/0013).
+        Not Flink's `stop` without a drain: Beam's sources in Java end their input when they are stopped, before the savepoint is made,
+        and then what is under way is waited for (docs/adr/0013). The source of Kafka does not, but a job may have others.
         """
         self._post(f"/jobs/{job}/savepoints", {"cancel-job": True})
 

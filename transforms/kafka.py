@@ -1,11 +1,7 @@
-"""Records from Kafka and to Kafka. The only file that knows Beam's KafkaIO.
+"""Records to Kafka, written by librdkafka in the worker (docs/adr/0008), and the settings of Kafka's clients.
 
-Reading is KafkaIO's, in Java, expanded by an expansion service: on Flink its offsets lie in the checkpoint, so a restart goes on
-where the state is. The payload is built by hand, with only the fields that are set: Python's own `ReadFromKafka` sends fields that
-an older Java side refuses.
-
-Writing is librdkafka's, in the Python worker (docs/adr/0008): KafkaIO's external write takes no headers. A bundle's records are
-acknowledged by all in-sync replicas before the bundle ends; a bundle done twice writes twice, with the same ids.
+A bundle's records are acknowledged by all in-sync replicas before the bundle ends; a bundle done twice writes twice, with the same
+ids. KafkaIO's external write takes no headers.
 """
 
 from __future__ import annotations
@@ -13,22 +9,14 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
 import apache_beam as beam
-from apache_beam.io.kafka import default_io_expansion_service
-from apache_beam.transforms.external import ExternalTransform, NamedTupleBasedPayloadBuilder
-from apache_beam.transforms.window import TimestampedValue
-from apache_beam.utils.timestamp import Timestamp
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from transforms.errors import SettingsError
-from transforms.records import OutputRecord, SourceRecord
+from transforms.records import OutputRecord
 from transforms.remote.clock import SystemClock
-
-READ_URN = "beam:transform:org.apache.beam:kafka_read_with_metadata:v1"
-_BYTES_DESERIALIZER = "org.apache.kafka.common.serialization.ByteArrayDeserializer"
 
 DEFAULT_GROUP = "farcall"
 """The consumer group that reads, unless the settings name another."""
@@ -37,82 +25,6 @@ FLUSH_TIMEOUT_S = 60.0
 """How long a bundle waits for Kafka's acknowledgements before it fails and is done again."""
 
 _SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-# The fields of Java's `KafkaIO.Read.External.Configuration` that are set here. Made by a call, as Beam needs the types themselves
-# and annotations are strings in this module.
-_ReadPayload = NamedTuple(  # noqa: UP014
-    "_ReadPayload",
-    [
-        ("consumer_config", Mapping[str, str]),
-        ("topics", Sequence[str]),
-        ("key_deserializer", str),
-        ("value_deserializer", str),
-        ("commit_offset_in_finalize", bool),
-        ("timestamp_policy", str),
-    ],
-)
-
-
-class ReadKafka(beam.PTransform):  # type: ignore[misc]
-    """Reads topics as `SourceRecord`s. Event time is Kafka's record timestamp.
-
-    `config` are consumer settings by Kafka's names; a secret in them is ``${env:NAME}``, resolved by Kafka's own configuration
-    provider in the process that reads. `expansion_service` is ``HOST:PORT`` of Beam's Java expansion service; None lets Beam fetch
-    and start its own.
-    """
-
-    def __init__(
-        self,
-        servers: str,
-        topics: Sequence[str],
-        expansion_service: str | None = None,
-        config: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__()
-        self._topics = tuple(topics)
-        self._expansion_service = expansion_service
-        self._config = {
-            "bootstrap.servers": servers,
-            "group.id": DEFAULT_GROUP,
-            "auto.offset.reset": "earliest",
-            # The external read replaces KafkaIO's own defaults, and Kafka's is true: a restart before the first checkpoint would
-            # begin at the end of the topic.
-            "enable.auto.commit": "false",
-            **(config or {}),
-        }
-        if any(_SECRET.search(value) for value in self._config.values()):
-            self._config["config.providers"] = "env"
-            self._config["config.providers.env.class"] = "org.apache.kafka.common.config.provider.EnvVarConfigProvider"
-
-    def expand(self, pipeline: Any) -> beam.PCollection:
-        """KafkaIO, then rows made records."""
-        payload = _ReadPayload(
-            consumer_config=self._config,
-            topics=list(self._topics),
-            key_deserializer=_BYTES_DESERIALIZER,
-            value_deserializer=_BYTES_DESERIALIZER,
-            commit_offset_in_finalize=True,
-            timestamp_policy="CreateTime",
-        )
-        rows = pipeline.pipeline | "KafkaIO" >> ExternalTransform(
-            READ_URN, NamedTupleBasedPayloadBuilder(payload), self._expansion_service or default_io_expansion_service()
-        )
-        return rows | "ToRecords" >> beam.ParDo(_ToRecords()).with_output_types(SourceRecord)
-
-
-class _ToRecords(beam.DoFn):  # type: ignore[misc]
-    def process(self, row: Any) -> Iterator[Any]:
-        record = SourceRecord(
-            value=row.value,
-            key=row.key,
-            headers=tuple((header.key, header.value) for header in row.headers or ()),
-            topic=row.topic,
-            partition=row.partition,
-            offset=row.offset,
-            event_time_ms=row.timestamp,
-        )
-        yield TimestampedValue(record, Timestamp(micros=row.timestamp * 1_000))
 
 
 class WriteKafka(beam.PTransform):  # type: ignore[misc]

@@ -1,7 +1,8 @@
 """What all contestants that are Beam pipelines have in common: the ends, the options, and the submission.
 
-Each is KafkaIO's native source → its own steps → the project's Kafka sink, on the pinned Flink: parallelism 2, checkpoints every
-2 s, one worker process, as `runners/flink.py` sets them. A flag of `Place.beam_arguments` wins.
+Each is a Kafka source → its own steps → the project's Kafka sink, on the pinned Flink: parallelism 2, checkpoints every
+2 s, one worker process, as `runners/flink.py` sets them. A flag of `Place.beam_arguments` wins. The source is KafkaIO, Beam's own,
+as the native source of Flink, but for ours, which has its own.
 """
 
 from __future__ import annotations
@@ -13,22 +14,32 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from benchmarks.contestants.flink_job import cancelled_after
+from benchmarks.contestants.kafkaio import ReadKafkaIO
 from benchmarks.rig import Place
 from runners import flink
-from transforms.kafka import ReadKafka, WriteKafka
+from transforms.kafka import WriteKafka
+from transforms.kafka_read import ReadKafka
 
 Steps = Callable[[beam.PCollection, Place], beam.PCollection]
 """From `SourceRecord`s to `OutputRecord`s."""
 
 
 @contextlib.contextmanager
-def running(place: Place, steps: Steps) -> Iterator[None]:
+def running(place: Place, steps: Steps, *, with_own_source: bool = False) -> Iterator[None]:
     """Submit the pipeline around `steps`; the body runs while it does."""
     at = place.stack.endpoints
     endpoints = flink.FlinkEndpoints(at.job_server, at.workers)
     arguments = flink.pinned_options([*place.beam_arguments, f"--job_name={place.name}"], endpoints)
+    if not with_own_source:
+        # Flink's native source for KafkaIO, with its offsets in the checkpoint.
+        arguments.append("--experiments=use_deprecated_read")
+        arguments.remove(flink.NO_CHAINS)
     pipeline = beam.Pipeline(options=PipelineOptions(arguments))
-    records = pipeline | "Read" >> ReadKafka(at.kafka, [place.topic_in], at.expansion, {"group.id": place.name})
+    if with_own_source:
+        read = ReadKafka(at.kafka, [place.topic_in], {"group.id": place.name})
+    else:
+        read = ReadKafkaIO(at.kafka, [place.topic_in], at.expansion, place.name)
+    records = pipeline | "Read" >> read
     steps(records, place) | "WriteOut" >> WriteKafka(at.kafka)
     pipeline.run()
     with cancelled_after(at.flink, place.name):

@@ -84,7 +84,7 @@ class Ours:
 
     def running(self, place: Place) -> contextlib.AbstractContextManager[None]:
         """Submit, and cancel after the body."""
-        return beam_job.running(place, steps)
+        return beam_job.running(place, steps, with_own_source=True)
 
 
 CONTESTANTS = {"ours": Ours()}

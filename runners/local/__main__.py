@@ -19,7 +19,7 @@ from runners.local.stack import PartStatus, Stack, default_home, tail
 from transforms.errors import SettingsError
 
 _DESCRIPTION = f"""\
-The local stack as plain processes on 127.0.0.1: Kafka, Flink, Beam's job server and expansion service, a pool of
+The local stack as plain processes on 127.0.0.1: Kafka, Flink, Beam's job server, a pool of
 Python workers and a small language model.
 
 Parts: {", ".join(part.name for part in PARTS if not part.on_request)};

@@ -141,7 +141,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def beam_jars() -> Artifact:
-    """The jars of Beam's Flink runner, job server, expansion service and KafkaIO, as runners/engine/pom.xml pins."""
+    """The jars of Beam's Flink runner and job server, and of KafkaIO for the benchmarks, as runners/engine/pom.xml pins."""
     return _maven("Beam's Java side", "engine", _ENGINE / "pom.xml")
 
 

@@ -173,7 +173,7 @@ def _job_server_words(place: Place, master: str) -> tuple[str, ...]:
         f"--job-host={HOST}",
         f"--job-port={place.ports.job_server}",
         f"--artifact-port={place.ports.artifacts}",
-        # It brings an expansion service of its own, without KafkaIO inside Flink; any port will do.
+        # It brings an expansion service of its own, which nobody asks; any port will do.
         "--expansion-port=0",
         f"--flink-master={master}",
         f"--flink-conf-dir={_flink_conf(place)}",
@@ -312,15 +312,6 @@ PARTS: tuple[Part, ...] = (
         memory_mib=500,
     ),
     Part(
-        "expansion",
-        _expansion,
-        lambda place: probes.grpc(place.ports.address("expansion")),
-        port_names=("expansion",),
-        artifacts=lambda: (artifacts.flink(), artifacts.beam_jars()),
-        tools=(JAVA,),
-        memory_mib=400,
-    ),
-    Part(
         "workers",
         _workers,
         lambda place: probes.grpc(place.ports.address("workers")),
@@ -334,6 +325,16 @@ PARTS: tuple[Part, ...] = (
         port_names=("llm",),
         artifacts=lambda: (artifacts.llm_environment(),),
         memory_mib=600,
+    ),
+    Part(
+        "expansion",
+        _expansion,
+        lambda place: probes.grpc(place.ports.address("expansion")),
+        port_names=("expansion",),
+        artifacts=lambda: (artifacts.flink(), artifacts.beam_jars()),
+        tools=(JAVA,),
+        memory_mib=400,
+        on_request=True,
     ),
     Part(
         "registry",
@@ -372,14 +373,14 @@ PARTS: tuple[Part, ...] = (
 
 
 def submitter(master: str, has_jars: bool) -> tuple[Part, ...]:
-    """What submits to a Flink that runs elsewhere, at `master` (its REST port): job server, expansion service, workers.
+    """What submits to a Flink that runs elsewhere, at `master` (its REST port): job server and workers.
 
     `has_jars`: that Flink has Beam's jars on its class path, so that none are uploaded.
     """
     names = {part.name: part for part in PARTS}
     command = _job_server_with_jars(master) if has_jars else _job_server_of(master)
-    return (replace(names["jobserver"], command=command, requires=()), names["expansion"], names["workers"])
+    return (replace(names["jobserver"], command=command, requires=()), names["workers"])
 
 
-GROUPS = {"flink": ("jobmanager", "taskmanager", "jobserver", "expansion")}
+GROUPS = {"flink": ("jobmanager", "taskmanager", "jobserver")}
 """Names that stand for several parts."""

@@ -15,7 +15,7 @@ from tests.contract import postgresql
 from tests.e2e.engine import Topics
 from transforms.remote.model_double import ModelDouble
 
-PARTS = ("kafka", "jobmanager", "taskmanager", "jobserver", "expansion", "workers")
+PARTS = ("kafka", "jobmanager", "taskmanager", "jobserver", "workers")
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def fuses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory, fuses: Path) -> Iterator[Stack]:
-    """Kafka, Flink, job server, expansion service and workers, on ports of their own."""
+    """Kafka, Flink, job server and workers, on ports of their own."""
     stack = Stack(tmp_path_factory.mktemp("engine"), Ports.free())
     stack.up(PARTS)
     yield stack

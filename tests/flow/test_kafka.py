@@ -1,24 +1,13 @@
-"""What KafkaIO is told, and what our own clients are told."""
+"""What Kafka's clients are told."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from apache_beam.transforms.external import NamedTupleBasedPayloadBuilder
 
 from transforms import kafka
 from transforms.errors import SettingsError
-
-
-def test_the_payload_has_types_that_java_knows() -> None:
-    """Every field of the read's payload has a type of its own: Java cannot decode Python's `Any`."""
-    payload = kafka._ReadPayload(
-        {"a": "b"}, ["t"], "k", "v", commit_offset_in_finalize=True, timestamp_policy="CreateTime"
-    )
-    built = NamedTupleBasedPayloadBuilder(payload).build()
-    assert "pythonsdk_any" not in str(built.schema)
-    assert {field.name for field in built.schema.fields} == set(payload._fields)
 
 
 def test_our_own_clients_get_the_connection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
