@@ -33,7 +33,7 @@ from runners.runner import value_of
 from transforms import files, kafka
 from transforms.errors import SettingsError
 from transforms.formats.codec import Encode
-from transforms.kafka_read import ReadKafka
+from transforms.kafka_read import ReadKafka, check_config
 from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.remote.settings import ModelSettings
 
@@ -92,6 +92,8 @@ def _with_kafka(settings: Settings) -> Settings:
     """Checks that both ends are Kafka, reachable, with the topics that are read."""
     if settings.input is None or settings.output is None:
         raise SettingsError("--flink_master needs --input=… and --output=…; without all three the local stack is used.")
+    if isinstance(settings.input, Kafka):
+        check_config(settings.kafka_config.consumer)
     for flag, end in (("--input", settings.input), ("--output", settings.output), ("--feedback", settings.feedback)):
         if isinstance(end, Kafka):
             consumer = open_consumer(end.servers, settings.kafka_config.producer, "farcall-check")

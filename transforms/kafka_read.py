@@ -23,10 +23,11 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import GlobalWindow, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
-from confluent_kafka import Message
+from confluent_kafka import Consumer, KafkaException, Message
 
 from transforms.ask.holds import set_timer
 from transforms.ask.shards import shard_keys
+from transforms.errors import SettingsError
 from transforms.kafka import DEFAULT_GROUP, resolve_secrets
 from transforms.kafka_partitions import (
     BEFORE_ALL_US,
@@ -107,6 +108,15 @@ class ReadKafka(beam.PTransform):  # type: ignore[misc]
         offsets.element_type = beam.typehints.Tuple[bytes, bytes]
         _ = offsets | "CommitOffsets" >> beam.ParDo(_CommitOffsets(*common)).with_output_types(type(None))
         return records
+
+
+def check_config(config: Mapping[str, str]) -> None:
+    """Raises SettingsError for consumer settings that librdkafka does not know or take, before a worker meets them."""
+    try:
+        Consumer({"group.id": DEFAULT_GROUP, "log_level": "0", **resolve_secrets(config)}).close()
+    except KafkaException as error:
+        reason = error.args[0].str().rstrip(".")
+        raise SettingsError(f"Kafka's consumer settings, which have librdkafka's names: {reason}.") from None
 
 
 class _Shared:
