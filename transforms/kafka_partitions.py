@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from transforms.errors import FarcallError
 from transforms.remote.clock import Clock, SystemClock
 
 _LOG = logging.getLogger(__name__)
@@ -89,8 +90,12 @@ class _Course:
         self.latest_us = BEFORE_ALL_US
 
 
+class SupersededError(FarcallError):
+    """Another bundle reads these partitions now: this one is of a job that was restarted, and what it does is lost."""
+
+
 class Partitions:
-    """The partitions of one shard. `follow`, `take` and what tells of them are for one thread at a time.
+    """The partitions of one shard. Each turn of a bundle begins with `follow`; a turn that came later ends those before it.
 
     `arrived` is notified when records have come, and when there is room for more; its lock guards what the two threads share.
     """
@@ -103,14 +108,24 @@ class Partitions:
         self._assignment: list[TopicPartition] | None = None
         self._error: BaseException | None = None
         self._closed = False
+        self._turn_number = 0
         self._thread: threading.Thread | None = None
         self.listened_to = False
         """Whether somebody waits for these partitions now."""
 
-    def follow(self, positions: Mapping[Partition, int]) -> None:
-        """Reads on at these offsets, the next of each partition: at once where they are the present ones, else from there anew."""
-        if self.positions == positions:
-            return
+    def follow(self, positions: Mapping[Partition, int]) -> int:
+        """Reads on at these offsets, the next of each partition: at once where they are the present ones, else from there anew.
+
+        Returns the number of the turn, which `take` wants: a process may outlive a restart of the job, with a bundle in it that nobody
+        waits for any more. What that took would be missing, if it could.
+        """
+        with self._arrived:
+            self._turn_number += 1
+            if self.positions != positions:
+                self._assign(positions)
+            return self._turn_number
+
+    def _assign(self, positions: Mapping[Partition, int]) -> None:
         with self._arrived:
             known = self._courses
             self._courses = {
@@ -134,11 +149,18 @@ class Partitions:
         """Whether `take` gives a record now, or raises."""
         return bool(self._ahead) or self._error is not None
 
-    def take(self) -> Message | None:
-        """The next record, which counts as handed out; None where none has come. Raises what the consumer failed with."""
+    def take(self, turn: int) -> Message | None:
+        """The next record, which counts as handed out; None where none has come.
+
+        Raises what the consumer failed with, and SupersededError where `turn` is not the latest.
+        """
         if self._error is not None:
             raise self._error
         with self._arrived:
+            if turn != self._turn_number:
+                raise SupersededError(
+                    "Another bundle reads these partitions of Kafka now; this one is of a job that was restarted."
+                )
             if not self._ahead:
                 return None
             message = self._ahead.popleft()
@@ -291,18 +313,21 @@ class Source:
         """How many shards have partitions here, at least 1."""
         return max(1, sum(1 for one in self._by_key.values() if one.positions))
 
-    def wait(self, partitions: Partitions, timeout_s: float) -> bool:
+    def wait(self, partitions: Partitions, timeout_s: float, alone_s: float = 0.0) -> bool:
         """Waits for a record of these partitions, at most so long; returns whether there is one.
 
-        Gives up earlier where a shard has records that nobody listens to: it may be waiting for this thread.
+        Gives up after `alone_s` where a shard has records that nobody listens to: it may be waiting for this thread.
         """
-        end_s = self.clock.monotonic_s() + timeout_s
+        now_s = self.clock.monotonic_s()
+        end_s, alone_until_s = now_s + timeout_s, now_s + alone_s
         with self.arrived:
             while not partitions.has_records:
-                rest_s = end_s - self.clock.monotonic_s()
-                if rest_s <= 0 or any(one.has_records and not one.listened_to for one in self._by_key.values()):
+                now_s = self.clock.monotonic_s()
+                if any(one.has_records and not one.listened_to for one in self._by_key.values()):
+                    end_s = min(end_s, alone_until_s)
+                if now_s >= end_s:
                     return False
-                self.arrived.wait(rest_s)
+                self.arrived.wait(end_s - now_s)
             return True
 
     @contextlib.contextmanager

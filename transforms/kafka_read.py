@@ -50,6 +50,9 @@ DEFAULT_LISTEN_MS = 50
 IDLE_LISTEN_S = 0.4
 """How long the shards of a process listen together while nothing comes. A checkpoint may have to wait for it."""
 
+ALONE_S = 0.01
+"""How long a shard that had records listens before it gives way to another: a bundle costs the same, however short it is."""
+
 TELL_S = 1.0
 """How often a shard tells its offsets to be committed."""
 
@@ -233,10 +236,10 @@ class _Read(beam.DoFn):  # type: ignore[misc]
     def _listen(self, key: bytes, offsets: Any, turn: Any, watchdog: Any) -> Iterator[Any]:
         before, _ = decode(offsets.read())
         partitions = self._source.partitions_of(key)
-        partitions.follow(before | self._new(key, before))
+        turn_number = partitions.follow(before | self._new(key, before))
         if partitions.positions:
             with self._source.listening(partitions):
-                yield from self._records(partitions)
+                yield from self._records(partitions, turn_number)
         after = partitions.positions
         if after != before:
             offsets.write(encode(after))
@@ -250,16 +253,16 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         else:
             self._set_turn(key, turn, watchdog, watermark_us, 0)
 
-    def _records(self, partitions: Partitions) -> Iterator[TimestampedValue]:
+    def _records(self, partitions: Partitions, turn_number: int) -> Iterator[TimestampedValue]:
         """What comes within `listen_s` of the first. What is done with a record counts too: a step behind may hold it back."""
         if not self._source.wait(partitions, max(self._listen_s, IDLE_LISTEN_S / self._source.shards)):
             return
-        until_s = self._clock.monotonic_s() + self._listen_s
-        while (rest_s := until_s - self._clock.monotonic_s()) > 0:
-            message = partitions.take()
+        began_s = self._clock.monotonic_s()
+        while (spent_s := self._clock.monotonic_s() - began_s) < self._listen_s:
+            message = partitions.take(turn_number)
             if message is not None:
                 yield _record(message)
-            elif not self._source.wait(partitions, rest_s):
+            elif not self._source.wait(partitions, self._listen_s - spent_s, ALONE_S - spent_s):
                 return
 
     @on_timer(END)  # type: ignore[untyped-decorator]
@@ -274,7 +277,8 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         turn.clear()
         watchdog.clear()
         positions, _ = decode(offsets.read())
-        yield self._offsets(key, positions, self._clock.now_ms() * 1_000, final=True)
+        if positions:
+            yield self._offsets(key, positions, self._clock.now_ms() * 1_000, final=True)
 
     def _own(self, number: int) -> list[Partition]:
         return [one for one in self._source.known() if shard_index(one, self._shards) == number]

@@ -32,7 +32,7 @@ def read(partitions: Partitions, source_: Source, count: int) -> list[bytes]:
     found: list[bytes] = []
     while len(found) < count:
         assert source_.wait(partitions, 20.0), f"{len(found)} of {count} came"
-        while (message := partitions.take()) is not None:
+        while (message := partitions.take(partitions._turn_number)) is not None:
             key = message.key()
             assert isinstance(key, bytes)
             found.append(key)

@@ -18,6 +18,7 @@ from transforms.kafka_partitions import (
     IDLE_LAG_S,
     Partitions,
     Source,
+    SupersededError,
     Told,
     shard_index,
 )
@@ -105,7 +106,7 @@ def take(partitions: Partitions, count: int) -> list[int]:
     with partitions._arrived:
         while len(found) < count:
             assert partitions._arrived.wait_for(lambda: partitions.has_records, 10.0)
-            while len(found) < count and (message := partitions.take()) is not None:
+            while len(found) < count and (message := partitions.take(partitions._turn_number)) is not None:
                 found.append(message.offset())  # type: ignore[arg-type]
     return found
 
@@ -135,6 +136,17 @@ def test_a_bundle_that_failed_is_read_again(opened: list[Partitions]) -> None:
     partitions.follow({("t", 0): 2})
     assert take(partitions, 8) == list(range(2, 10))
     assert [one[0] for one in log.assigned] == [0, 2]
+
+
+def test_a_bundle_that_nobody_waits_for_takes_nothing(opened: list[Partitions]) -> None:
+    """A process may outlive a restart with a bundle in it: from the next turn on that one gets an error, and no record."""
+    partitions = partitions_over(Log(Record(at) for at in range(10)), opened)
+    old = partitions.follow({("t", 0): 0})
+    assert take(partitions, 2) == [0, 1]
+    partitions.follow({("t", 0): 0})
+    with pytest.raises(SupersededError):
+        partitions.take(old)
+    assert take(partitions, 10) == list(range(10))
 
 
 def test_a_partition_that_is_new_is_read_beside_the_others(opened: list[Partitions]) -> None:
@@ -196,7 +208,7 @@ def test_an_error_of_the_consumer_is_raised_where_records_are_taken(opened: list
     with partitions._arrived:
         assert partitions._arrived.wait_for(lambda: partitions._error is not None, 10.0)
     with pytest.raises(KafkaException, match="TOPIC_AUTHORIZATION_FAILED"):
-        partitions.take()
+        partitions.take(partitions._turn_number)
 
 
 def test_closing_ends_the_consumer() -> None:
