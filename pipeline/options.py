@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=DEFAULT_SHARDS,
         metavar="N",
-        help=f"shards of the asynchronous step, fixed for a job's life, twice its parallelism (default: {DEFAULT_SHARDS})",
+        help=f"shards of step and Kafka source, fixed for a job's life, at least twice its parallelism (default: {DEFAULT_SHARDS})",
     )
     add(
         "--order",
