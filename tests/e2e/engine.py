@@ -99,17 +99,18 @@ class Topics:
         per_s: float | None = None,
         keys: Sequence[bytes] | None = None,
         to: Sequence[str] | None = None,
+        after_ms: int = 1_000_000,
     ) -> int:
-        """Sends the values to the input, with their number as event time and key, or with `keys`, each to its topic of `to`.
+        """Sends the values to the input, with their number as key, or with `keys`, each to its topic of `to`.
 
-        Returns how many.
+        Their event times are so many milliseconds after `after_ms` as their number. Returns how many.
         """
         producer = Producer({"bootstrap.servers": self.kafka, "linger.ms": "2"})
         count = 0
         for count, value in enumerate(values, start=1):
             key = b"k%d" % count if keys is None else keys[count - 1]
             topic = self.input if to is None else to[count - 1]
-            producer.produce(topic, value=value, key=key, headers=headers, timestamp=1_000_000 + count)
+            producer.produce(topic, value=value, key=key, headers=headers, timestamp=after_ms + count)
             producer.poll(1.0 / per_s if per_s else 0)
         assert producer.flush(20.0) == 0
         return count

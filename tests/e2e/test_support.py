@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,11 @@ def test_each_topic_gets_what_it_should(engine: Stack, topics: Topics, orders: s
     assert [value for value in personal if any(value in text for text in seen)] == []
 
 
+def now_ms() -> int:
+    """The time in Unix milliseconds."""
+    return int(time.time() * 1_000)
+
+
 def test_history_is_in_a_savepoint(engine: Stack, topics: Topics, tmp_path: Path) -> None:
     """What a customer wrote before a stop with a savepoint is counted after it, and another customer's is not."""
     with ModelDouble(0, latency_ms=20.0, reply=scripted_reply) as double:
@@ -158,14 +164,15 @@ def test_history_is_in_a_savepoint(engine: Stack, topics: Topics, tmp_path: Path
         with Command(engine, *flags) as command:
             job = command.flink_job()
             for number in (0, 7, 14, 1):  # the first three are of one customer
-                topics.produce([chat(number)])
+                # The stream's time follows the clock when all is read: what came before it by more than its memory is forgotten.
+                topics.produce([chat(number)], after_ms=now_ms())
                 until(f"e{number} is answered", lambda one=f"e{number}": one in contacts(), 60.0)
             rest(engine).stop_with_savepoint(job)
             assert command.wait() == 0, command.output
             savepoint = command.wait_for(r"--savepoint_path=(\S+)").group(1)
         with Command(engine, *flags, f"--savepoint_path={savepoint}") as command:
             command.flink_job()
-            topics.produce([chat(21), chat(2)])
+            topics.produce([chat(21), chat(2)], after_ms=now_ms())
             until("the later ones are answered", lambda: {"e21", "e2"} <= set(contacts()), 90.0)
             command.interrupt()
             assert command.wait() == 0, command.output
