@@ -313,21 +313,18 @@ class Source:
         """How many shards have partitions here, at least 1."""
         return max(1, sum(1 for one in self._by_key.values() if one.positions))
 
-    def wait(self, partitions: Partitions, timeout_s: float, alone_s: float = 0.0) -> bool:
+    def wait(self, partitions: Partitions, timeout_s: float) -> bool:
         """Waits for a record of these partitions, at most so long; returns whether there is one.
 
-        Gives up after `alone_s` where a shard has records that nobody listens to: it may be waiting for this thread.
+        Gives up earlier where a shard has records that nobody listens to: it may be waiting for this thread.
         """
-        now_s = self.clock.monotonic_s()
-        end_s, alone_until_s = now_s + timeout_s, now_s + alone_s
+        end_s = self.clock.monotonic_s() + timeout_s
         with self.arrived:
             while not partitions.has_records:
-                now_s = self.clock.monotonic_s()
-                if any(one.has_records and not one.listened_to for one in self._by_key.values()):
-                    end_s = min(end_s, alone_until_s)
-                if now_s >= end_s:
+                rest_s = end_s - self.clock.monotonic_s()
+                if rest_s <= 0 or any(one.has_records and not one.listened_to for one in self._by_key.values()):
                     return False
-                self.arrived.wait(end_s - now_s)
+                self.arrived.wait(rest_s)
             return True
 
     @contextlib.contextmanager

@@ -50,9 +50,6 @@ DEFAULT_LISTEN_MS = 50
 IDLE_LISTEN_S = 0.4
 """How long the shards of a process listen together while nothing comes. A checkpoint may have to wait for it."""
 
-ALONE_S = 0.01
-"""How long a shard that had records listens before it gives way to another: a bundle costs the same, however short it is."""
-
 TELL_S = 1.0
 """How often a shard tells its offsets to be committed."""
 
@@ -257,12 +254,12 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         """What comes within `listen_s` of the first. What is done with a record counts too: a step behind may hold it back."""
         if not self._source.wait(partitions, max(self._listen_s, IDLE_LISTEN_S / self._source.shards)):
             return
-        began_s = self._clock.monotonic_s()
-        while (spent_s := self._clock.monotonic_s() - began_s) < self._listen_s:
+        until_s = self._clock.monotonic_s() + self._listen_s
+        while (rest_s := until_s - self._clock.monotonic_s()) > 0:
             message = partitions.take(turn_number)
             if message is not None:
                 yield _record(message)
-            elif not self._source.wait(partitions, self._listen_s - spent_s, ALONE_S - spent_s):
+            elif not self._source.wait(partitions, rest_s):
                 return
 
     @on_timer(END)  # type: ignore[untyped-decorator]
