@@ -49,6 +49,7 @@ _ENDED_BY_SOMEBODY = frozenset({"CANCELED", "CANCELLING"})
 def run(settings: Settings, console: Console, stop: Stop) -> int:
     """Runs on Flink; returns the exit status. Raises SettingsError where it cannot be started."""
     master = flink.master(settings.beam_arguments)
+    check_config(settings.kafka_config.consumer)
     if settings.engine == "beam":
         settings = _with_kafka(settings)
         return _Job(_beam_engine(settings), settings, console, stop).run()
@@ -92,8 +93,6 @@ def _with_kafka(settings: Settings) -> Settings:
     """Checks that both ends are Kafka, reachable, with the topics that are read."""
     if settings.input is None or settings.output is None:
         raise SettingsError("--flink_master needs --input=… and --output=…; without all three the local stack is used.")
-    if isinstance(settings.input, Kafka):
-        check_config(settings.kafka_config.consumer)
     for flag, end in (("--input", settings.input), ("--output", settings.output), ("--feedback", settings.feedback)):
         if isinstance(end, Kafka):
             consumer = open_consumer(end.servers, settings.kafka_config.producer, "farcall-check")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import logging
 import threading
 import zlib
@@ -30,6 +31,9 @@ AHEAD = 2_000
 
 IDLE_LAG_S = 1.0
 """The time of a partition that has been read to its end follows the clock, so far behind."""
+
+MOVED_S = 5.0
+"""A shard that nobody has listened to for so long is handled in another process now."""
 
 LOOK_S = 30.0
 """How often it is looked for new partitions."""
@@ -112,6 +116,8 @@ class Partitions:
         self._thread: threading.Thread | None = None
         self.listened_to = False
         """Whether somebody waits for these partitions now."""
+        self.left_s = float("-inf")
+        """When somebody last did, of the clock's monotonic seconds."""
 
     def follow(self, positions: Mapping[Partition, int]) -> int:
         """Reads on at these offsets, the next of each partition: at once where they are the present ones, else from there anew.
@@ -152,15 +158,17 @@ class Partitions:
     def take(self, turn: int) -> Message | None:
         """The next record, which counts as handed out; None where none has come.
 
-        Raises what the consumer failed with, and SupersededError where `turn` is not the latest.
+        Raises what the consumer failed with, once: the next turn begins with a new one. And SupersededError where `turn` is not the
+        latest.
         """
-        if self._error is not None:
-            raise self._error
         with self._arrived:
             if turn != self._turn_number:
                 raise SupersededError(
                     "Another bundle reads these partitions of Kafka now; this one is of a job that was restarted."
                 )
+            if self._error is not None:
+                error, self._error, self._thread, self._courses = self._error, None, None, {}
+                raise error
             if not self._ahead:
                 return None
             message = self._ahead.popleft()
@@ -271,11 +279,12 @@ def shard_index(partition: Partition, shards: int) -> int:
     return _spread(shards)[(zlib.crc32(topic.encode()) + number) % shards]
 
 
-def _spread(shards: int) -> list[int]:
+@functools.cache
+def _spread(shards: int) -> tuple[int, ...]:
     """All shards in an order in which any that follow each other lie far apart."""
     bits = max(1, (shards - 1).bit_length())
     order = (int(format(number, f"0{bits}b")[::-1], 2) for number in range(1 << bits))
-    return [shard for shard in order if shard < shards]
+    return tuple(shard for shard in order if shard < shards)
 
 
 class Source:
@@ -322,10 +331,15 @@ class Source:
         with self.arrived:
             while not partitions.has_records:
                 rest_s = end_s - self.clock.monotonic_s()
-                if rest_s <= 0 or any(one.has_records and not one.listened_to for one in self._by_key.values()):
+                if rest_s <= 0 or self.is_wanted():
                     return False
                 self.arrived.wait(rest_s)
             return True
+
+    def is_wanted(self) -> bool:
+        """Whether a shard has records and nobody listens to it at the moment. One that nobody comes back to has moved away."""
+        since_s = self.clock.monotonic_s() - MOVED_S
+        return any(one.has_records and not one.listened_to and one.left_s >= since_s for one in self._by_key.values())
 
     @contextlib.contextmanager
     def listening(self, partitions: Partitions) -> Iterator[None]:
@@ -335,6 +349,7 @@ class Source:
             yield
         finally:
             partitions.listened_to = False
+            partitions.left_s = self.clock.monotonic_s()
 
     def known(self) -> tuple[Partition, ...]:
         """All partitions of the topics. Looked up every `LOOK_S`; raises KafkaException where that never worked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from runners.local.stack import Stack
@@ -86,6 +86,14 @@ def test_a_partition_that_is_added_is_found(topics: Topics) -> None:
         assert len(one.known()) == 4
         clock.advance(LOOK_S + 1.0)
         until("the new ones are known", lambda: _look_again(one, clock) == 6, 20.0)
+        producer = Producer({"bootstrap.servers": topics.kafka})
+        producer.produce(topics.input, value=chat(1), key=b"new", partition=5)
+        assert producer.flush(20.0) == 0
+        partitions = one.partitions_of(shard_keys(1)[0])
+        partitions.follow({(topics.input, number): 0 for number in range(6)})
+        with partitions._arrived:
+            assert partitions._arrived.wait_for(lambda: partitions.has_records, 20.0)
+        assert read(partitions, one, 1) == [b"new"]
     finally:
         one.close()
 

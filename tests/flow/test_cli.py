@@ -44,6 +44,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("password.yaml").write_text("common: {sasl.password: hunter2}\n")
     Path("jaas.yaml").write_text("consumer: {sasl.jaas.config: 'Plain password=\"hunter2\";'}\n")
     Path("reference.yaml").write_text("common: {sasl.password: '${env:FARCALL_TEST_SECRET}'}\n")
+    Path("java.yaml").write_text("consumer: {key.deserializer: org.apache.kafka.X}\n")
     Path("section.yaml").write_text("consumers: {group.id: a}\n")
     Path("topic.yaml").write_text("support.chat.reply: other\n")
     Path("avro.yaml").write_text("topics: {support.event: {format: avro, schema: event.avsc}}\n")
@@ -236,6 +237,13 @@ def test_wrong_use_ends_with_status_2(files: Path) -> None:
     """The program itself ends with status 2, one line on stderr and nothing on stdout."""
     done = command(f"--models={files}/unknown-key.yaml")
     assert "models.answer.timeout" in said_once(done)
+    assert done.stdout == ""
+
+
+def test_kafka_settings_of_java(files: Path) -> None:
+    """A consumer's setting that librdkafka does not know is refused with status 2, before a part of the stack is started."""
+    done = command("--runner=FlinkRunner", f"--kafka_config={files}/java.yaml")
+    assert re.search(r"librdkafka's names: .*key\.deserializer", said_once(done))
     assert done.stdout == ""
 
 

@@ -16,6 +16,7 @@ from transforms.kafka_partitions import (
     BEFORE_ALL_US,
     CONFIRM_S,
     IDLE_LAG_S,
+    MOVED_S,
     Partitions,
     Source,
     SupersededError,
@@ -211,6 +212,21 @@ def test_an_error_of_the_consumer_is_raised_where_records_are_taken(opened: list
         partitions.take(partitions._turn_number)
 
 
+def test_after_an_error_the_next_turn_begins_anew(opened: list[Partitions]) -> None:
+    """A process that outlives the failure of its job reads on, with a new consumer from the offsets of the state."""
+    refused = Record(0, error=KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    logs = iter([Log([refused]), Log(Record(at) for at in range(3))])
+    partitions = Partitions(lambda: next(logs), threading.Condition())  # type: ignore[arg-type, return-value]
+    opened.append(partitions)
+    turn = partitions.follow({("t", 0): 0})
+    with partitions._arrived:
+        assert partitions._arrived.wait_for(lambda: partitions.has_records, 10.0)
+    with pytest.raises(KafkaException):
+        partitions.take(turn)
+    partitions.follow({("t", 0): 1})
+    assert take(partitions, 2) == [1, 2]
+
+
 def test_closing_ends_the_consumer() -> None:
     """No thread and no consumer is left."""
     log = Log([])
@@ -285,7 +301,21 @@ def test_who_waits_gives_way() -> None:
     """A shard without records does not keep the thread while another has some that nobody listens to."""
     source = Source({"bootstrap.servers": "127.0.0.1:1"}, ["t"])
     first, second = (source.partitions_of(key) for key in shard_keys(2))
-    second._ahead.append(Record(0))  # type: ignore[arg-type]
+    with source.listening(second):
+        second._ahead.append(Record(0))  # type: ignore[arg-type]
     assert not source.wait(first, timeout_s=60.0)
     assert source.wait(second, timeout_s=60.0)
     source.close()
+
+
+def test_a_shard_that_moved_away_is_not_waited_for() -> None:
+    """What lies ahead of a shard that another process handles now does not make the others give way for ever."""
+    clock = VirtualClock()
+    source = Source({"bootstrap.servers": "127.0.0.1:1"}, ["t"], clock)
+    partitions = source.partitions_of(shard_keys(1)[0])
+    with source.listening(partitions):
+        partitions._ahead.append(Record(0))  # type: ignore[arg-type]
+        assert not source.is_wanted()
+    assert source.is_wanted()
+    clock.advance(MOVED_S + 1.0)
+    assert not source.is_wanted()
