@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -36,11 +36,17 @@ class Room:
 
 
 @pytest.fixture(params=["memory", "redis"])
-def room(request: pytest.FixtureRequest) -> Room:
+def rooms(request: pytest.FixtureRequest) -> Callable[[float], Room]:
+    """Makes a room whose values live for `ttl_s`, which for a real cache is time of this machine, stalls and all."""
     if request.param == "memory":
-        return Room(CacheSettings(ttl_s=0.2), VirtualClock())
+        return lambda ttl_s: Room(CacheSettings(ttl_s=ttl_s), VirtualClock())
     url = request.getfixturevalue("redis_url")
-    return Room(CacheSettings(backend="redis", url=url, ttl_s=0.2, timeout_ms=2000), SystemClock())
+    return lambda ttl_s: Room(CacheSettings(backend="redis", url=url, ttl_s=ttl_s, timeout_ms=10_000), SystemClock())
+
+
+@pytest.fixture
+def room(rooms: Callable[[float], Room]) -> Room:
+    return rooms(3600.0)
 
 
 def test_what_was_put_is_found_and_nothing_else(room: Room) -> None:
@@ -55,8 +61,9 @@ def test_what_was_put_is_found_and_nothing_else(room: Room) -> None:
     room.run(main())
 
 
-def test_what_was_put_lives_for_its_time(room: Room) -> None:
+def test_what_was_put_lives_for_its_time(rooms: Callable[[float], Room]) -> None:
     """After the time to live a value is gone, and can be put again."""
+    room = rooms(1.0)
 
     async def main() -> None:
         await room.cache.put(b"short", b"v")

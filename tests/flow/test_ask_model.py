@@ -42,15 +42,14 @@ def test_without_the_end_timer_all_is_lost_and_the_job_succeeds(
 ) -> None:
     """The sibling: with a timer in processing time alone, the run loses what is under way at its end, and nobody is told."""
     monkeypatch.setattr(Shard, "end_set", property(lambda _: True))
-    monkeypatch.setattr(step._Ask, "_set_tick", in_a_moment)
-    # Whether DirectRunner fires the timer once more before it ends is a race, which one 20 ms ahead loses nearly always.
+    monkeypatch.setattr(step._Ask, "_set_tick", in_a_minute)
     with ModelDouble(0, latency_ms=2_000.0) as slow:
-        runs = (run_ask(beam_options(DIRECT), tmp_path / f"{n}", names(20), model(slow.base_url)) for n in range(5))
-        assert any(len(out) < 20 for out in runs)
+        assert run_ask(beam_options(DIRECT), tmp_path / "out", names(20), model(slow.base_url)) == []
 
 
-def in_a_moment(self: Any, _shard: Shard, _cell: Any, tick: Any, _watchdog: Any) -> None:
-    tick.set(Timestamp(micros=self._calls.clock.now_ms() * 1_000 + 20_000))
+def in_a_minute(self: Any, _shard: Shard, _cell: Any, tick: Any, _watchdog: Any) -> None:
+    # DirectRunner fires what is due when it looks, so that a timer of the next milliseconds is a race with the machine.
+    tick.set(Timestamp(micros=self._calls.clock.now_ms() * 1_000 + 60_000_000))
 
 
 @pytest.mark.parametrize(
