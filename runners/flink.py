@@ -13,12 +13,16 @@ DEFAULT_PARALLELISM = 2
 CHECKPOINT_INTERVAL_MS = 2_000
 MAX_BUNDLE_TIME_MS = 20
 MAX_BUNDLE_SIZE = 1_000
+DATA_BUFFER_TIME_LIMIT_MS = 8
 MAX_PARALLELISM = 128
 FINISH_BUNDLES = "--finish_bundle_before_checkpointing"
 
 NO_CHAINS = "--operator_chaining"
 """Turns the chaining of operators off: Beam's Python SDK makes of an option of the runner that is true by default a flag without a
 value that turns it off."""
+
+
+_DATA_BUFFER = "data_buffer_time_limit_ms"
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class FlinkEndpoints:
 
 
 def common_options(arguments: Sequence[str]) -> list[str]:
-    """What every streaming job of ours on Flink needs, whichever engine runs it; a flag that is given wins."""
-    return with_defaults(
+    """What every streaming job of ours on Flink needs, whichever engine runs it; a flag or experiment that is given wins."""
+    options = with_defaults(
         arguments,
         [
             "--streaming",
@@ -54,6 +58,10 @@ def common_options(arguments: Sequence[str]) -> list[str]:
             "--sdk_worker_parallelism=1",
         ],
     )
+    if not any(option.startswith("--experiments=") and _DATA_BUFFER in option for option in options):
+        # By default what a bundle is given leaves Flink when the bundle ends there: a timer that listens would begin 20 ms late.
+        options.append(f"--experiments={_DATA_BUFFER}={DATA_BUFFER_TIME_LIMIT_MS}")
+    return options
 
 
 def bounded_options(arguments: Sequence[str]) -> list[str]:

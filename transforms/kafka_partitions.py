@@ -13,7 +13,7 @@ import functools
 import logging
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -118,6 +118,8 @@ class Partitions:
         """Whether somebody waits for these partitions now."""
         self.left_s = float("-inf")
         """When somebody last did, of the clock's monotonic seconds."""
+        self.reader: object = None
+        """Who last did, and is still there."""
 
     def follow(self, positions: Mapping[Partition, int]) -> int:
         """Reads on at these offsets, the next of each partition: at once where they are the present ones, else from there anew.
@@ -322,29 +324,44 @@ class Source:
         """How many shards have partitions here, at least 1."""
         return max(1, sum(1 for one in self._by_key.values() if one.positions))
 
-    def wait(self, partitions: Partitions, timeout_s: float) -> bool:
+    def wait(self, partitions: Partitions, timeout_s: float, spent: Collection[bytes] = ()) -> bool:
         """Waits for a record of these partitions, at most so long; returns whether there is one.
 
-        Gives up earlier where a shard has records that nobody listens to: it may be waiting for this thread.
+        Gives up earlier where a shard that is not `spent` has records, and may be waiting for this thread (`is_wanted`).
         """
         end_s = self.clock.monotonic_s() + timeout_s
         with self.arrived:
             while not partitions.has_records:
                 rest_s = end_s - self.clock.monotonic_s()
-                if rest_s <= 0 or self.is_wanted():
+                if rest_s <= 0 or self.is_wanted(partitions.reader, spent):
                     return False
                 self.arrived.wait(rest_s)
             return True
 
-    def is_wanted(self) -> bool:
-        """Whether a shard has records and nobody listens to it at the moment. One that nobody comes back to has moved away."""
+    def is_wanted(self, reader: object, spent: Collection[bytes] = ()) -> bool:
+        """Whether a shard that is not `spent` has records, nobody listens to it at the moment, and `reader` may have to.
+
+        One that nobody comes back to has moved away, and one that another reader listened to last is that reader's.
+        """
         since_s = self.clock.monotonic_s() - MOVED_S
-        return any(one.has_records and not one.listened_to and one.left_s >= since_s for one in self._by_key.values())
+        return any(
+            one.has_records and not one.listened_to and one.left_s >= since_s and one.reader in (None, reader)
+            for key, one in self._by_key.items()
+            if key not in spent
+        )
+
+    def leave(self, reader: object) -> None:
+        """A reader listens no more: its shards are anybody's."""
+        with self.arrived:
+            for one in self._by_key.values():
+                if one.reader is reader:
+                    one.reader = None
 
     @contextlib.contextmanager
-    def listening(self, partitions: Partitions) -> Iterator[None]:
-        """Somebody listens to these partitions meanwhile."""
+    def listening(self, partitions: Partitions, reader: object) -> Iterator[None]:
+        """A reader listens to these partitions meanwhile."""
         partitions.listened_to = True
+        partitions.reader = reader
         try:
             yield
         finally:

@@ -27,7 +27,9 @@ from confluent_kafka import Consumer, KafkaException, Message
 
 from transforms.ask.holds import set_timer
 from transforms.ask.shards import shard_keys
+from transforms.ask.turns import Turns
 from transforms.errors import SettingsError
+from transforms.execution_times import end_without_sampling
 from transforms.kafka import DEFAULT_GROUP, resolve_secrets
 from transforms.kafka_partitions import (
     BEFORE_ALL_US,
@@ -182,15 +184,21 @@ class _Read(beam.DoFn):  # type: ignore[misc]
 
     def setup(self) -> None:
         weigh_without_modules()
+        end_without_sampling()
         self._shared = _acquire(self._step, self._config, self._topics)
         self._source = self._shared.source
         self._clock = SystemClock()
+        self._turns = Turns(self._clock)
         self._told_s: dict[bytes, float] = {}
         self._watchdog_us: dict[bytes, int] = {}
         self._look_s: dict[bytes, float] = {}
 
     def teardown(self) -> None:
+        self._source.leave(self)
         _release(self._step)
+
+    def start_bundle(self) -> None:
+        self._turns.start_bundle()
 
     def process(
         self,
@@ -231,11 +239,12 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         yield from self._listen(key, offsets, turn, watchdog)
 
     def _listen(self, key: bytes, offsets: Any, turn: Any, watchdog: Any) -> Iterator[Any]:
+        self._turns.begin(key)
         before, _ = decode(offsets.read())
         partitions = self._source.partitions_of(key)
         turn_number = partitions.follow(before | self._new(key, before))
         if partitions.positions:
-            with self._source.listening(partitions):
+            with self._source.listening(partitions, self):
                 yield from self._records(partitions, turn_number)
         after = partitions.positions
         if after != before:
@@ -252,15 +261,26 @@ class _Read(beam.DoFn):  # type: ignore[misc]
 
     def _records(self, partitions: Partitions, turn_number: int) -> Iterator[TimestampedValue]:
         """What comes within `listen_s` of the first. What is done with a record counts too: a step behind may hold it back."""
-        if not self._source.wait(partitions, max(self._listen_s, IDLE_LISTEN_S / self._source.shards)):
+        if not self._wait(partitions, max(self._listen_s, IDLE_LISTEN_S / self._source.shards)):
             return
         until_s = self._clock.monotonic_s() + self._listen_s
         while (rest_s := until_s - self._clock.monotonic_s()) > 0:
             message = partitions.take(turn_number)
             if message is not None:
                 yield _record(message)
-            elif not self._source.wait(partitions, rest_s):
+            elif not self._wait(partitions, rest_s):
                 return
+
+    def _wait(self, partitions: Partitions, timeout_s: float) -> bool:
+        """Waits for a record; returns whether there is one, or it is over, or the shard gives way."""
+        patience_s = self._turns.patience_s
+        if patience_s > 0:
+            if self._source.wait(partitions, min(timeout_s, patience_s), self._turns.spent):
+                return True
+            timeout_s -= patience_s
+            if timeout_s <= 0 or self._turns.patience_s > 0:
+                return False
+        return self._source.wait(partitions, timeout_s)
 
     @on_timer(END)  # type: ignore[untyped-decorator]
     def on_end(

@@ -17,16 +17,11 @@ from benchmarks.contestants.flink_job import cancelled_after
 from benchmarks.contestants.kafkaio import ReadKafkaIO
 from benchmarks.rig import Place
 from runners import flink
-from runners.runner import with_defaults
 from transforms.kafka import WriteKafka
 from transforms.kafka_read import ReadKafka
 
 Steps = Callable[[beam.PCollection, Place], beam.PCollection]
 """From `SourceRecord`s to `OutputRecord`s."""
-
-
-KAFKAIO_BUNDLES = "--max_bundle_time_mills=5"
-"""What the peers behind KafkaIO had when they were published, and what was best for ours behind it."""
 
 
 @contextlib.contextmanager
@@ -35,8 +30,6 @@ def running(place: Place, steps: Steps, *, with_own_source: bool = False) -> Ite
     at = place.stack.endpoints
     endpoints = flink.FlinkEndpoints(at.job_server, at.workers)
     given = [*place.beam_arguments, f"--job_name={place.name}"]
-    if not with_own_source:
-        given = with_defaults(given, [KAFKAIO_BUNDLES])
     arguments = flink.pinned_options(given, endpoints)
     if not with_own_source:
         # Flink's native source for KafkaIO, with its offsets in the checkpoint.

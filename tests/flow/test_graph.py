@@ -234,6 +234,18 @@ def test_the_options_of_dataflow() -> None:
     assert (made["project"], made["region"], made["temp_location"]) == ("p", "europe-west1", "gs://b/tmp")
 
 
+def test_experiments_on_flink() -> None:
+    """An experiment that is given stays beside the one that lets a bundle's input go out early, and another value of that one wins."""
+    endpoints = FlinkEndpoints("h:1", "h:2")
+    for given, found in (
+        ([], ["data_buffer_time_limit_ms=8"]),
+        (["--experiments=mine"], ["mine", "data_buffer_time_limit_ms=8"]),
+        (["--experiments=mine,data_buffer_time_limit_ms=2"], ["mine", "data_buffer_time_limit_ms=2"]),
+    ):
+        made = PipelineOptions(flink.pinned_options(given, endpoints)).get_all_options()["experiments"]
+        assert made[: len(found)] == found
+
+
 def test_the_options_of_a_portable_endpoint() -> None:
     """At a portable endpoint workers run in the process that submits, unless another environment is asked for."""
     made = PipelineOptions(portable.options(SPARK)).get_all_options()

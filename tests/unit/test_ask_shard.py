@@ -439,6 +439,18 @@ def test_an_outcome_ahead_of_its_record_ends_the_wait(server: Server) -> None:
     assert not server.calls._homes.is_ahead(b"t"), "its record came first"
 
 
+def test_an_outcome_ahead_of_its_record_is_waited_out_where_nobody_else_would_listen(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that is to listen on all the same does, and has the outcome of the record that comes meanwhile."""
+    server.calls.start_early(b"s", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))
+    server.finish("a")
+    monkeypatch.setattr(server.calls._lock, "wait", lambda _timeout_s: server.calls.claim(b"s", "a"))
+    assert not server.calls.has_ready(b"s")
+    assert server.calls.wait_for_ready(b"s", (), timeout_s=float("inf"), till_ahead=False)
+    assert server.calls.has_ready(b"s")
+
+
 def test_a_shard_that_waits_gives_way(server: Server) -> None:
     """A step that listens for one shard gives way as soon as another of its thread has an outcome, and says it has none itself."""
     server.calls.start(b"other", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))

@@ -26,6 +26,7 @@ from transforms.kafka_partitions import (
 from transforms.remote.fakes import VirtualClock
 
 NOW_US = 1_700_000_000_000_000
+READER = object()
 
 
 class Record:
@@ -301,11 +302,35 @@ def test_who_waits_gives_way() -> None:
     """A shard without records does not keep the thread while another has some that nobody listens to."""
     source = Source({"bootstrap.servers": "127.0.0.1:1"}, ["t"])
     first, second = (source.partitions_of(key) for key in shard_keys(2))
-    with source.listening(second):
+    with source.listening(second, READER):
         second._ahead.append(Record(0))  # type: ignore[arg-type]
-    assert not source.wait(first, timeout_s=60.0)
+    with source.listening(first, READER):
+        assert not source.wait(first, timeout_s=60.0)
     assert source.wait(second, timeout_s=60.0)
     source.close()
+
+
+def test_who_waits_gives_way_to_nobody_elses_shard() -> None:
+    """A shard that another reader listened to last is that reader's, until it is gone: nobody ends a turn for it."""
+    source = Source({"bootstrap.servers": "127.0.0.1:1"}, ["t"], VirtualClock())
+    partitions, other = source.partitions_of(shard_keys(1)[0]), object()
+    with source.listening(partitions, other):
+        partitions._ahead.append(Record(0))  # type: ignore[arg-type]
+    assert source.is_wanted(other)
+    assert not source.is_wanted(READER)
+    source.leave(other)
+    assert source.is_wanted(READER)
+
+
+def test_who_waits_gives_way_to_no_shard_that_had_its_turn() -> None:
+    """A shard whose turn is spent is not waited for: its timer comes with the next bundle."""
+    source = Source({"bootstrap.servers": "127.0.0.1:1"}, ["t"], VirtualClock())
+    key = shard_keys(1)[0]
+    partitions = source.partitions_of(key)
+    with source.listening(partitions, READER):
+        partitions._ahead.append(Record(0))  # type: ignore[arg-type]
+    assert source.is_wanted(READER)
+    assert not source.is_wanted(READER, spent={key})
 
 
 def test_a_shard_that_moved_away_is_not_waited_for() -> None:
@@ -313,9 +338,9 @@ def test_a_shard_that_moved_away_is_not_waited_for() -> None:
     clock = VirtualClock()
     source = Source({"bootstrap.servers": "127.0.0.1:1"}, ["t"], clock)
     partitions = source.partitions_of(shard_keys(1)[0])
-    with source.listening(partitions):
+    with source.listening(partitions, READER):
         partitions._ahead.append(Record(0))  # type: ignore[arg-type]
-        assert not source.is_wanted()
-    assert source.is_wanted()
+        assert not source.is_wanted(READER)
+    assert source.is_wanted(READER)
     clock.advance(MOVED_S + 1.0)
-    assert not source.is_wanted()
+    assert not source.is_wanted(READER)

@@ -310,17 +310,25 @@ class Calls:
             self._lock.wait_for(lambda: self._completed > seen, timeout_s)
             return self._completed
 
-    def wait_for_ready(self, shard: bytes, others: Collection[bytes], timeout_s: float) -> bool:
+    def has_ready(self, shard: bytes) -> bool:
+        """Whether `ready` gives something."""
+        with self._lock:
+            return bool(self._ready.get(shard))
+
+    def wait_for_ready(
+        self, shard: bytes, others: Collection[bytes], timeout_s: float, *, till_ahead: bool = True
+    ) -> bool:
         """Waits until an outcome of `shard` is ready, at most `timeout_s`; returns whether one is.
 
-        Gives up earlier where one of `others` is ready: shards that wait for the same thread. And where an outcome is there
-        before its record, which cannot arrive while this thread waits here.
+        Gives up earlier where one of `others` is ready: shards that wait for the same thread. And, unless `till_ahead` is False,
+        where an outcome is there before its record, which cannot arrive while this thread waits here.
         """
         end_s = self.clock.monotonic_s() + timeout_s
         with self._lock:
             while not self._ready.get(shard):
                 rest_s = end_s - self.clock.monotonic_s()
-                if rest_s <= 0 or self._homes.is_ahead(shard) or any(self._ready.get(other) for other in others):
+                is_ahead = till_ahead and self._homes.is_ahead(shard)
+                if rest_s <= 0 or is_ahead or any(self._ready.get(other) for other in others):
                     return False
                 self._lock.wait(rest_s)
             return True

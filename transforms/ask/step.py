@@ -29,8 +29,10 @@ from transforms.ask.holds import set_timer
 from transforms.ask.outcomes import ANSWERED, FAILED, to_record
 from transforms.ask.shard import Entry, Shard
 from transforms.ask.shards import shard_of, shard_of_key
+from transforms.ask.turns import Turns
 from transforms.ask.windows import KeepWindows, RestoreWindows, Second
 from transforms.coders import coder_of
+from transforms.execution_times import end_without_sampling
 from transforms.metrics import NAMESPACE, BeamBridge
 from transforms.records import Answer, CallFailure
 from transforms.remote.client import Call, Outcome
@@ -299,10 +301,12 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
 
     def setup(self) -> None:
         weigh_without_modules()
+        end_without_sampling()
         self._calls = calls.acquire(self._step, self._model, self._make_caller)
         self._instance = self._calls.new_instance()
         self._memory: dict[bytes, Shard] = {}
         self._touched: set[bytes] = set()
+        self._turns = Turns(self._calls.clock)
         self._requests = Metrics.counter(NAMESPACE, "requests")
         self._answers = Metrics.counter(NAMESPACE, "answers")
         self._failures = Metrics.counter(NAMESPACE, "failures")
@@ -314,6 +318,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         self._touched.clear()
+        self._turns.start_bundle()
         self._bridge.start_bundle()
 
     def finish_bundle(self) -> None:
@@ -351,6 +356,9 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
             # Its time stays: a timer that is moved by each record would never fire.
             set_timer(tick, shard.tick_us, event_time.micros)
             shard.mark_tick(cell, shard.tick_us, event_time.micros)
+        if self._calls.has_ready(key):
+            # Its outcome was there before it, and no turn may come for a while.
+            yield from self._hand_out(shard, cell, bag)
         yield from self._wait_below_bound(shard, cell, bag)
 
     @on_timer(TICK)  # type: ignore[untyped-decorator]
@@ -382,22 +390,35 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
 
         What it gives goes on at once, before the bundle ends. While it listens no record can be taken by this thread; their calls
         are under way all the same. It stops early where another shard of this thread has something to hand out, and where an
-        outcome is there whose record has yet to be taken.
+        outcome is there whose record has yet to be taken, but not so early that nobody would listen (`Turns`).
         """
+        self._turns.begin(key)
         shard = self._touch(key, cell, bag)
         clock = self._calls.clock
         until_s = clock.monotonic_s() + self._listen_s
         yield from self._hand_out(shard, cell, bag)
-        others = [other for other in self._memory if other != key]
-        while shard.pending:
-            rest_s = until_s - clock.monotonic_s()
-            if rest_s <= 0 or not self._calls.wait_for_ready(key, others, rest_s):
+        while shard.pending and (rest_s := until_s - clock.monotonic_s()) > 0:
+            if self._wait(key, rest_s):
+                yield from self._hand_out(shard, cell, bag)
+            else:
                 break
-            yield from self._hand_out(shard, cell, bag)
         if shard.pending:
             self._set_tick(shard, cell, tick, watchdog)
         else:
             shard.mark_no_tick(cell)
+
+    def _wait(self, key: bytes, timeout_s: float) -> bool:
+        """Waits until an outcome of this shard is ready; returns whether one is, or it is over, or the shard gives way."""
+        patience_s = self._turns.patience_s
+        if patience_s > 0:
+            spent = self._turns.spent
+            waiting = [other for other in self._memory if other not in spent]
+            if self._calls.wait_for_ready(key, waiting, min(timeout_s, patience_s), till_ahead=False):
+                return True
+            timeout_s -= patience_s
+            if timeout_s <= 0 or self._turns.patience_s > 0:
+                return False
+        return self._calls.wait_for_ready(key, [other for other in self._memory if other != key], timeout_s)
 
     @on_timer(END)  # type: ignore[untyped-decorator]
     def on_end(
