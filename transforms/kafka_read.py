@@ -25,7 +25,7 @@ from apache_beam.transforms.window import GlobalWindow, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 from confluent_kafka import Consumer, KafkaException, Message
 
-from transforms.ask.holds import set_timer
+from transforms.ask.holds import AT_ONCE, set_timer
 from transforms.ask.shards import shard_keys
 from transforms.ask.turns import Turns
 from transforms.errors import SettingsError
@@ -291,7 +291,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         watchdog: Any = beam.DoFn.TimerParam(WATCHDOG),
     ) -> Iterator[Any]:
         """The job is drained: reading ends. A timer that is left would hold the watermark for ever."""
-        turn.clear()
+        turn.clear(dynamic_timer_tag=AT_ONCE)
         watchdog.clear()
         positions, _ = decode(offsets.read())
         if positions:
@@ -323,7 +323,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
 
     def _set_turn(self, key: bytes, turn: Any, watchdog: Any, hold_us: int, delay_us: int) -> None:
         turn_us = self._clock.now_ms() * 1_000 + delay_us
-        set_timer(turn, turn_us, max(hold_us, _EARLIEST_US))
+        set_timer(turn, turn_us, max(hold_us, _EARLIEST_US), AT_ONCE)
         if self._watchdog_us.get(key, 0) < turn_us + WATCHDOG_US:
             # Always ahead of the turns, so that it fires only when they do not. It holds nothing.
             self._watchdog_us[key] = turn_us + 2 * WATCHDOG_US

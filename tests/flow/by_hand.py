@@ -48,12 +48,14 @@ class Timer:
         self._input_timestamp = Timestamp(0)
         self.fires: Timestamp | None = None
         self.times_set = 0
+        self.tag = ""
 
-    def set(self, at: Timestamp) -> None:
-        self.fires, self.times_set = at, self.times_set + 1
+    def set(self, at: Timestamp, dynamic_timer_tag: str = "") -> None:
+        self.fires, self.times_set, self.tag = at, self.times_set + 1, dynamic_timer_tag
 
-    def clear(self) -> None:
-        self.fires = None
+    def clear(self, dynamic_timer_tag: str = "") -> None:
+        if dynamic_timer_tag == self.tag:
+            self.fires = None
 
 
 class Runner:

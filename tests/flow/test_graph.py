@@ -238,9 +238,9 @@ def test_experiments_on_flink() -> None:
     """An experiment that is given stays beside the one that lets a bundle's input go out early, and another value of that one wins."""
     endpoints = FlinkEndpoints("h:1", "h:2")
     for given, found in (
-        ([], ["data_buffer_time_limit_ms=8"]),
-        (["--experiments=mine"], ["mine", "data_buffer_time_limit_ms=8"]),
-        (["--experiments=mine,data_buffer_time_limit_ms=2"], ["mine", "data_buffer_time_limit_ms=2"]),
+        ([], ["data_buffer_size_limit=4000"]),
+        (["--experiments=mine"], ["mine", "data_buffer_size_limit=4000"]),
+        (["--experiments=mine,data_buffer_size_limit=1"], ["mine", "data_buffer_size_limit=1"]),
     ):
         made = PipelineOptions(flink.pinned_options(given, endpoints)).get_all_options()["experiments"]
         assert made[: len(found)] == found

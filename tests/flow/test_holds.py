@@ -30,8 +30,8 @@ def test_a_window_waits_for_an_event_under_way(prism: str, slow: ModelDouble, tm
     assert [len(group["ids"]) > 1 for group in groups if group["window"] == window] == [True]
 
 
-def now(timer: Any, fire_us: int, hold_us: int) -> None:
-    holds.set_timer(timer, fire_us, max(hold_us, Timestamp.now().micros))
+def now(timer: Any, fire_us: int, hold_us: int, tag: str = "") -> None:
+    holds.set_timer(timer, fire_us, max(hold_us, Timestamp.now().micros), tag)
 
 
 @pytest.mark.prism

@@ -10,6 +10,7 @@ from runners import flink
 from tests.flow import doubles
 from tests.flow.by_hand import Runner
 from tests.flow.doubles import Item
+from transforms.ask.holds import AT_ONCE
 from transforms.ask.turns import PATIENCE_S
 from transforms.remote.client import Call
 from transforms.remote.model_double import ModelDouble
@@ -32,6 +33,15 @@ def test_an_outcome_ahead_of_its_record_leaves_with_it(runner: Runner, double: M
     out = runner.take("e2", 6.0)
     assert sorted(pair.value[0].id for pair in out) == ["e1", "e2"]
     assert double.stats().requests == 2
+
+
+def test_a_timer_that_listens_is_longer_than_the_buffer_on_flink(runner: Runner) -> None:
+    """The timer of a turn goes to the worker at once, and is cleared by the name it has; the watchdog's may wait."""
+    assert len(AT_ONCE) > flink.DATA_BUFFER_SIZE_LIMIT_BYTES
+    runner.take("e1", 5.0)
+    assert (runner.tick.tag, runner.watchdog.tag) == (AT_ONCE, "")
+    runner.finish()
+    assert runner.tick.fires is None
 
 
 def test_patience_lasts_as_long_as_a_bundle_on_flink() -> None:

@@ -16,8 +16,17 @@ from apache_beam.utils.timestamp import Timestamp
 HOLD = "_input_timestamp"
 
 
-def set_timer(timer: Any, fire_us: int, hold_us: int) -> None:
+AT_ONCE = "." * 4_096
+"""A tag that makes a timer's message so long that it goes to the worker at once when it fires, with what was given before it.
+
+A runner collects what it gives a bundle until its buffer is full, or the bundle ends there. On Flink the buffer is a little smaller
+than this (`runners.flink.DATA_BUFFER_SIZE_LIMIT_BYTES`), so that a timer that listens begins with its bundle, while records travel
+together (docs/adr/0025). The tag is part of a timer's name: who clears it must give it too.
+"""
+
+
+def set_timer(timer: Any, fire_us: int, hold_us: int, tag: str = "") -> None:
     """Sets `timer` to fire at `fire_us` and to hold the watermark at `hold_us` until then, both in Unix microseconds."""
     if hasattr(timer, HOLD):
         setattr(timer, HOLD, Timestamp(micros=hold_us))
-    timer.set(Timestamp(micros=fire_us))
+    timer.set(Timestamp(micros=fire_us), dynamic_timer_tag=tag)

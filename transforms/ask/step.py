@@ -25,7 +25,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from transforms.ask import calls
 from transforms.ask.bundlewise import AskInBundles
-from transforms.ask.holds import set_timer
+from transforms.ask.holds import AT_ONCE, set_timer
 from transforms.ask.outcomes import ANSWERED, FAILED, to_record
 from transforms.ask.shard import Entry, Shard
 from transforms.ask.shards import shard_of, shard_of_key
@@ -354,7 +354,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
             self._set_tick(shard, cell, tick, watchdog)
         elif event_time.micros < shard.hold_us:
             # Its time stays: a timer that is moved by each record would never fire.
-            set_timer(tick, shard.tick_us, event_time.micros)
+            set_timer(tick, shard.tick_us, event_time.micros, AT_ONCE)
             shard.mark_tick(cell, shard.tick_us, event_time.micros)
         if self._calls.has_ready(key):
             # Its outcome was there before it, and no turn may come for a while.
@@ -446,7 +446,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
             return
         # A timer that is set holds the watermark, and Flink no longer fires those in processing time once the input has ended:
         # it would wait for this one for ever, in a loop without a pause (ExecutableStageDoFnOperator.flushData).
-        tick.clear()
+        tick.clear(dynamic_timer_tag=AT_ONCE)
         watchdog.clear()
         shard.mark_no_tick(cell)
         # The job may go on: Flink ends the input of one that it stops with a savepoint, before the savepoint (docs/adr/0013).
@@ -470,7 +470,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         # apart cost little, and delay a result by a tenth of what it took, by ten ticks at most.
         delay_us = min(max(1_000, shard.quiet_ms * 100), 10 * self._tick_us)
         tick_us, hold_us = self._calls.clock.now_ms() * 1_000 + delay_us, shard.oldest_us
-        set_timer(tick, tick_us, hold_us)
+        set_timer(tick, tick_us, hold_us, AT_ONCE)
         if shard.watchdog_us < tick_us + WATCHDOG_US:
             # Always ahead of the ticks, so that it fires only when they do not. It holds nothing: it may outlast what is under way.
             set_timer(watchdog, tick_us + 2 * WATCHDOG_US, GlobalWindow().max_timestamp().micros)
