@@ -17,11 +17,16 @@ from benchmarks.contestants.flink_job import cancelled_after
 from benchmarks.contestants.kafkaio import ReadKafkaIO
 from benchmarks.rig import Place
 from runners import flink
+from runners.runner import with_defaults
 from transforms.kafka import WriteKafka
 from transforms.kafka_read import ReadKafka
 
 Steps = Callable[[beam.PCollection, Place], beam.PCollection]
 """From `SourceRecord`s to `OutputRecord`s."""
+
+
+BEHIND_KAFKAIO = ("--max_bundle_time_mills=5", "--experiments=data_buffer_size_limit=1000000")
+"""What is best for the peers behind KafkaIO: short bundles, and Beam's own buffer for what goes to the worker."""
 
 
 @contextlib.contextmanager
@@ -30,6 +35,8 @@ def running(place: Place, steps: Steps, *, with_own_source: bool = False) -> Ite
     at = place.stack.endpoints
     endpoints = flink.FlinkEndpoints(at.job_server, at.workers)
     given = [*place.beam_arguments, f"--job_name={place.name}"]
+    if not with_own_source:
+        given = with_defaults(given, BEHIND_KAFKAIO)
     arguments = flink.pinned_options(given, endpoints)
     if not with_own_source:
         # Flink's native source for KafkaIO, with its offsets in the checkpoint.
