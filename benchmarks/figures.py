@@ -8,7 +8,7 @@ that no output came or one that carries an error, has a latency without end: it 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,7 +29,8 @@ class Figures(msgspec.Struct, frozen=True):
 
     `offered_per_s` is the load, `sustained_per_s` the replies read per second in the second half of it. `missing` events
     of the measured ones had no output, `failed` one without a reply; `repeated` outputs were second ones.
-    A `bounded` set has no latencies.
+    A `bounded` set has no latencies. `others_p95_ms` is the p95 of the events that the model server does not make slow on purpose,
+    0 where it does so to none.
     `cpu_ms_per_output` is the processor time of everything between the two topics, `cpu_parts` the same for each part.
     """
 
@@ -47,6 +48,7 @@ class Figures(msgspec.Struct, frozen=True):
     p95_ms: float
     p99_ms: float
     max_ms: float
+    others_p95_ms: float = 0.0
     cpu_ms_per_output: float = 0.0
     cpu_parts: Mapping[str, float] = {}
     requests_per_output: float = 0.0
@@ -95,14 +97,24 @@ def latencies_ms(first: Mapping[int, Sample], numbers: Iterable[int]) -> list[fl
 
 
 def figures(
-    contestant: str, scenario: str, offered_per_s: float, samples: Iterable[Sample], window: Window, **more: Any
+    contestant: str,
+    scenario: str,
+    offered_per_s: float,
+    samples: Iterable[Sample],
+    window: Window,
+    slow: Collection[int] = (),
+    **more: Any,
 ) -> Figures:
-    """The figures of one run. Only events of the window have latencies; every reply read in its second half counts for the rate."""
+    """The figures of one run. Only events of the window have latencies; every reply read in its second half counts for the rate.
+
+    `slow` are the numbers of the window's events that the model server makes slow on purpose.
+    """
     first, repeated = first_of_each(samples)
     seconds = (window.ended_us - window.began_us) / 1e6
     events = window.end - window.first
     outputs = sum(1 for number in range(window.first, window.end) if number in first)
     known = latencies_ms(first, range(window.first, window.end))
+    others = [number for number in range(window.first, window.end) if number not in slow] if slow else []
     # The second half: what piled up while the contestant was cold is worked off in the first.
     half_us = (window.began_us + window.ended_us) // 2
     in_half = sum(1 for sample in first.values() if sample.good and half_us <= sample.seen_us < window.ended_us)
@@ -121,6 +133,7 @@ def figures(
         p95_ms=percentile(known, 0.95, events),
         p99_ms=percentile(known, 0.99, events),
         max_ms=percentile(known, 1.0, events),
+        others_p95_ms=percentile(latencies_ms(first, others), 0.95, len(others)) if others else 0.0,
         **more,
     )
 
@@ -174,6 +187,7 @@ SUMMARIZED = (
     "p95_ms",
     "p99_ms",
     "max_ms",
+    "others_p95_ms",
     "sustained_per_s",
     "cpu_ms_per_output",
     "requests_per_output",

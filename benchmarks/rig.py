@@ -148,6 +148,7 @@ def _measured(place: Place, name: str, scenario: Scenario, server_pid: int) -> F
         schedule.rate,
         found,
         window,
+        _slow(scenario, window),
         cpu_ms_per_output=sum(parts.values()),
         cpu_parts=parts,
         requests_per_output=seen["requests"] / max(1, outputs),
@@ -200,12 +201,21 @@ def _floor(scenario: Scenario, folder: Path, url: str, server_pid: int) -> Figur
         schedule.rate,
         found,
         window,
+        _slow(scenario, window),
         cpu_ms_per_output=spent_s * 1e3 / max(1, in_window),
         requests_per_output=seen["requests"] / max(1, len(found)),
         most_in_flight=seen["most_in_flight"],
         send_late_p99_ms=late_ms,
         rig_cpu_share=server_s / schedule.seconds,
     )
+
+
+def _slow(scenario: Scenario, window: Window) -> frozenset[int]:
+    """The window's events that the model server makes slow on purpose."""
+    profile = scenario.profile
+    if not profile.straggler_share:
+        return frozenset()
+    return frozenset(number for number in range(window.first, window.end) if profile.straggles(records.id_of(number)))
 
 
 def _window(schedule: Schedule, began_us: int) -> Window:

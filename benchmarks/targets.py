@@ -58,7 +58,14 @@ TARGETS = (
         "×",
     ),
     Target("1 % of calls at 10 s: rate down ≤ 3 %", "streams", "straggler_rate", "least", 0.97, "×"),
-    Target("1 % of calls at 10 s: p95 of all unaffected (≤ 1.05 times)", "streams", "straggler_p95", "most", 1.05, "×"),
+    Target(
+        "1 % of calls at 10 s: p95 of the others unaffected (≤ 1.05 times)",
+        "streams",
+        "straggler_p95",
+        "most",
+        1.05,
+        "×",
+    ),
     Target("quota at half the load: ≥ 95 % of it used", "streams", "quota_goodput", "least", 0.95, "×"),
     Target("outage: ≤ 1.1 requests per event", "streams", "outage_requests", "most", 1.1, ""),
     Target("outage: no event without a reply", "streams", "outage_lost", "most", 0.0, "events"),
@@ -136,7 +143,7 @@ def _stragglers(row: Row, _: float, well: Row | None) -> dict[str, float]:
         return {}
     return {
         "straggler_rate": _ratio(row["sustained_per_s"], well["sustained_per_s"]),
-        "straggler_p95": _ratio(row["p95_ms"], well["p95_ms"]),
+        "straggler_p95": _ratio(row["others_p95_ms"] or row["p95_ms"], well["p95_ms"]),
     }
 
 

@@ -155,3 +155,14 @@ def test_the_plot_has_a_line_for_each_contestant() -> None:
     drawn = report.plot(report.summaries([*runs, made([], "peer")]), "p50_ms")
     assert drawn.count("<polyline") == 2
     assert "peer" not in drawn
+
+
+def test_the_others_of_stragglers_have_a_percentile_of_their_own() -> None:
+    """What the server makes slow on purpose is not in the percentile of the others, where a missing event still counts."""
+    slow = {20, 21, 22, 23, 24, 25}
+    found = [Sample(number, due, due + 9_000_000 if number in slow else seen, 1) for number, due, seen, _ in samples()]
+    known = figures("ours", "stragglers", 100.0, found, WINDOW, slow)
+    assert (known.p95_ms, known.others_p95_ms) == (9_000.0, 200.0)
+    lost = [sample for sample in found if sample.number in slow or sample.number > 40]
+    assert figures("ours", "stragglers", 100.0, lost, WINDOW, slow).others_p95_ms == math.inf
+    assert made(samples()).others_p95_ms == 0.0

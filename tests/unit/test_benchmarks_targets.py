@@ -92,6 +92,10 @@ def test_faults_are_compared_with_what_they_should_be() -> None:
     )
     assert figures["straggler_rate"] == 0.95
     assert figures["straggler_p95"] == pytest.approx(1.1)
+    others = run("ours", 330.0, "stragglers", 200.0, others_p95_ms=630.0)
+    assert found(run("ours", rate=200.0), others)["straggler_p95"] == pytest.approx(1.05), (
+        "of the others, where it is known"
+    )
     assert figures["quota_goodput"] == 0.96
     assert (figures["outage_requests"], figures["outage_lost"]) == (1.05, 3)
 
