@@ -51,8 +51,8 @@ compare within a table.
 - `ray_data` is for bounded sets: it cannot stand in a stream, so it gets as many events as five seconds of the load have, in a file
   and all at once. It has a throughput and a cost, and no latency; its start does not count.
 - `runinference` is the documented form, `runinference_threads` the best we could make of it. The peers that are Beam pipelines read
-  with KafkaIO as Flink's native source; ours reads with its own (ADR 0024), as of its rows at 400 and 1 000 events/s with the waits of
-  ADR 0025 taken away; those at 100 are of the days between, and of 200 of the days before, on other machines.
+  with KafkaIO as Flink's native source; ours reads with its own (ADR 0024), and its rows at 200, 400 and 1 000 events/s are of the day
+  of ADR 0025. Those at 100 are of days before, on a machine half as fast.
 
 {failures}### Ours against each
 
