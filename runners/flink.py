@@ -21,7 +21,6 @@ NO_CHAINS = "--operator_chaining"
 """Turns the chaining of operators off: Beam's Python SDK makes of an option of the runner that is true by default a flag without a
 value that turns it off."""
 
-
 _DATA_BUFFER = "data_buffer_size_limit"
 
 

@@ -2,7 +2,7 @@
 
 For the times that a bundle spends in each of its steps, Beam starts a thread with the bundle, which looks every 2 ms at first and then
 less and less often, and waits for it at the end (`StateSampler` in ``statesampler_fast.pyx``). It sleeps a fifth as long as the bundle
-has lasted, so that a bundle in which a step listens for 50 ms ends 5 ms later on average (docs/adr/0010 has figures).
+has lasted, so that a bundle in which a step listens for 50 ms ends 5 ms later on average (docs/adr/0025 has figures).
 """
 
 from __future__ import annotations

@@ -273,14 +273,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
 
     def _wait(self, partitions: Partitions, timeout_s: float) -> bool:
         """Waits for a record; returns whether there is one, or it is over, or the shard gives way."""
-        patience_s = self._turns.patience_s
-        if patience_s > 0:
-            if self._source.wait(partitions, min(timeout_s, patience_s), self._turns.spent):
-                return True
-            timeout_s -= patience_s
-            if timeout_s <= 0 or self._turns.patience_s > 0:
-                return False
-        return self._source.wait(partitions, timeout_s)
+        return self._turns.wait(timeout_s, lambda spent, rest_s: self._source.wait(partitions, rest_s, spent))
 
     @on_timer(END)  # type: ignore[untyped-decorator]
     def on_end(

@@ -7,22 +7,10 @@ from typing import Any
 from apache_beam.utils.timestamp import Timestamp
 
 from tests.flow import doubles
-from tests.flow.doubles import Item, model
+from tests.flow.doubles import Cell, Item, model
 from transforms.ask import step
 from transforms.ask.calls import make_client
 from transforms.coders import coder_of
-
-
-class Cell:
-    """A cell of state."""
-
-    value: bytes | None = None
-
-    def read(self) -> bytes | None:
-        return self.value
-
-    def write(self, value: bytes) -> None:
-        self.value = value
 
 
 class Bag:

@@ -244,6 +244,7 @@ def test_experiments_on_flink() -> None:
     ):
         made = PipelineOptions(flink.pinned_options(given, endpoints)).get_all_options()["experiments"]
         assert made[: len(found)] == found
+        assert sum("data_buffer" in one for one in made) == 1
 
 
 def test_the_options_of_a_portable_endpoint() -> None:

@@ -12,7 +12,8 @@ A call starts when its event is given a shard, before the runner has moved it to
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -398,7 +399,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         until_s = clock.monotonic_s() + self._listen_s
         yield from self._hand_out(shard, cell, bag)
         while shard.pending and (rest_s := until_s - clock.monotonic_s()) > 0:
-            if self._wait(key, rest_s):
+            if self._turns.wait(rest_s, partial(self._wait, key)):
                 yield from self._hand_out(shard, cell, bag)
             else:
                 break
@@ -407,18 +408,9 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         else:
             shard.mark_no_tick(cell)
 
-    def _wait(self, key: bytes, timeout_s: float) -> bool:
-        """Waits until an outcome of this shard is ready; returns whether one is, or it is over, or the shard gives way."""
-        patience_s = self._turns.patience_s
-        if patience_s > 0:
-            spent = self._turns.spent
-            waiting = [other for other in self._memory if other not in spent]
-            if self._calls.wait_for_ready(key, waiting, min(timeout_s, patience_s), till_ahead=False):
-                return True
-            timeout_s -= patience_s
-            if timeout_s <= 0 or self._turns.patience_s > 0:
-                return False
-        return self._calls.wait_for_ready(key, [other for other in self._memory if other != key], timeout_s)
+    def _wait(self, key: bytes, spent: Collection[bytes], timeout_s: float) -> bool:
+        others = [other for other in self._memory if other != key and other not in spent]
+        return self._calls.wait_for_ready(key, others, timeout_s, till_ahead=not spent)
 
     @on_timer(END)  # type: ignore[untyped-decorator]
     def on_end(

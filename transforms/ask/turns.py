@@ -8,7 +8,7 @@ To a shard that has not had its turn, whose timer may be in the bundle, it gives
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from transforms.remote.clock import Clock
 
@@ -43,3 +43,17 @@ class Turns:
     def spent(self) -> Collection[bytes]:
         """The shards to which nobody gives way now."""
         return self._had if self.patience_s > 0 else frozenset()
+
+    def wait(self, timeout_s: float, wait: Callable[[Collection[bytes], float], bool]) -> bool:
+        """Waits by `wait`, which is given the spent shards and for how long; returns whether there is what was waited for.
+
+        `wait` returns False before its time where the shard gives way. After the patience it is called again, with nobody spent.
+        """
+        spent, patience_s = self.spent, self.patience_s
+        if spent:
+            if wait(spent, min(timeout_s, patience_s)):
+                return True
+            timeout_s -= patience_s
+            if timeout_s <= 0 or self.spent:
+                return False
+        return wait((), timeout_s)
