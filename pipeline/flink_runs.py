@@ -23,7 +23,7 @@ from pipeline.outputs import ends, open_consumer
 from pipeline.registry import case_named
 from pipeline.settings import Files, Kafka, KafkaConfig, Settings
 from pipeline.signals import Stop, ignored_by_children
-from pipeline.summary import unaccounted
+from pipeline.summary import events_read, unaccounted
 from runners import flink
 from runners.flink import FlinkEndpoints
 from runners.flink_rest import FlinkRest
@@ -43,6 +43,8 @@ _QUIET_S = 60.0
 _RUNNING_WITHIN_S = 120.0
 # Flink's REST answers from what it looked up up to three seconds ago (web.refresh-interval), states and savepoints each on their own.
 _STATED_WITHIN_S = 8.0
+# Workers commit the last offsets when they hear of the last checkpoint, which the end of the job does not wait for.
+_COMMITTED_WITHIN_S = 8.0
 _ENDED_BY_SOMEBODY = frozenset({"CANCELED", "CANCELLING"})
 
 
@@ -199,13 +201,16 @@ class _Job:
                 self._saved = self._savepoint(result)
                 if self._saved is None:
                     result.wait_until_finish()
-            read_count = sum(self._positions(consumer_config).values()) - sum(began_at.values())
-            return self._conclude(result, progress, read_count)
+            return self._conclude(result, progress, lambda: self._read_since(began_at, consumer_config))
 
     def _positions(self, config: Mapping[str, str]) -> dict[tuple[str, int], int]:
         """Where the job's consumer group stands in each partition; nothing for files."""
         source = self._settings.input
         return positions(source, self._settings.kafka_config, config) if isinstance(source, Kafka) else {}
+
+    def _read_since(self, began_at: Mapping[tuple[str, int], int], config: Mapping[str, str]) -> int:
+        """How many records the job's consumer group went on by."""
+        return sum(self._positions(config).values()) - sum(began_at.values())
 
     def _model(self, stack: ExitStack) -> ModelSettings:
         if self._settings.models is not None:
@@ -321,7 +326,7 @@ class _Job:
         else:
             result.cancel()
 
-    def _conclude(self, result: Any, progress: runs.Progress, read_count: int) -> int:
+    def _conclude(self, result: Any, progress: runs.Progress, committed: Callable[[], int]) -> int:
         savepoint = self._saved
         if result.state != PipelineState.DONE and savepoint is None:
             self._console.print(f"The job ended as {result.state}.")
@@ -333,14 +338,17 @@ class _Job:
             else f"{runs.output_folder(self._settings)}/<topic>.jsonl"
         )
         resumed = value_of(self._settings.beam_arguments, "--savepoint_path") is not None
-        # Kafka knows how much was read, whatever happened meanwhile; Flink's counters begin again when a job is restarted. But a job
-        # that goes on from a savepoint reads from the offsets in it, which the job before may not have committed when it ended.
-        by_offsets = isinstance(self._settings.input, Kafka) and not resumed
-        records = read_count if by_offsets else counter(result, RECORDS_IN) or 0
-        repeats = (counter(result, REPEATS) or 0) if result.state == PipelineState.DONE else 0
+        done = result.state == PipelineState.DONE
+        repeats = (counter(result, REPEATS) or 0) if done else 0
+        records = (counter(result, RECORDS_IN) or 0) if done or resumed else 0
+        # A job that goes on from a savepoint reads from the offsets in it, which the job before may not have committed when it ended.
+        if isinstance(self._settings.input, Kafka) and not resumed:
+            end_s = time.monotonic() + (_COMMITTED_WITHIN_S if done else 0.0)
+            accounted = progress.summary.outcomes + repeats
+            records = events_read(records, committed, accounted, lambda: _paused_before(end_s))
         if self._job is not None and self._engine.rest is not None and self._engine.rest.was_restarted(self._job):
             self._console.print("The job was restarted on the way; repeats are counted since the last restart.")
-        if result.state == PipelineState.DONE and unaccounted(progress.summary, records, repeats) <= 0:
+        if done and unaccounted(progress.summary, records, repeats) <= 0:
             savepoint = None  # somebody else's drain, or a stop with nothing under way
         return runs.conclude(self._console, progress, records, repeats, where, resumed=resumed, savepoint=savepoint)
 
@@ -362,6 +370,12 @@ class _Job:
             if saved is not None or state == "FAILED" or time.monotonic() > end_s:
                 return saved
             time.sleep(_POLL_S)
+
+
+def _paused_before(end_s: float) -> bool:
+    """Pauses, and returns whether it is still before `end_s` of the monotonic clock."""
+    time.sleep(_POLL_S)
+    return time.monotonic() < end_s
 
 
 def positions(source: Kafka, settings: KafkaConfig, config: Mapping[str, str]) -> dict[tuple[str, int], int]:

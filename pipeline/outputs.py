@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
 import time
@@ -13,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from pipeline.summary import Written
 from transforms.dead_letters import PREFIX
-from transforms.errors import SettingsError
+from transforms.errors import SettingsError, Unavailable
 from transforms.formats.codec import Decode
 from transforms.kafka import client_config
 from transforms.remote.clock import SystemClock
@@ -27,6 +28,10 @@ _NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVA
 class Watch(Protocol):
     """Where outputs are read from. Each record comes once."""
 
+    @property
+    def unread(self) -> str | None:
+        """Why records that are there cannot be read at present, in a sentence; None where they can."""
+
     def poll(self) -> list[Written]:
         """What was written since the last time. Does not wait."""
 
@@ -36,6 +41,8 @@ class Watch(Protocol):
 
 class NoWatch:
     """Follows nothing: outputs in an object store are not read back."""
+
+    unread: str | None = None
 
     def poll(self) -> list[Written]:
         """Nothing."""
@@ -47,6 +54,8 @@ class NoWatch:
 
 class FileWatch:
     """Follows ``<folder>/<topic>.jsonl``. `escalations` is the one of `topics` for a person, `side_topics` hold no outcomes."""
+
+    unread: str | None = None
 
     def __init__(
         self,
@@ -100,7 +109,10 @@ class FileWatch:
 
 
 class KafkaWatch:
-    """Follows topics from where they end when it is made. Raises SettingsError where Kafka cannot be reached."""
+    """Follows topics from where they end when it is made. Raises SettingsError where Kafka cannot be reached.
+
+    While the schema registry does not answer, what it is needed for waits; no more is fetched meanwhile.
+    """
 
     def __init__(
         self,
@@ -116,6 +128,8 @@ class KafkaWatch:
         self._dead = dead_letter_topic
         self._side = frozenset(side_topics)
         self._escalations = escalations
+        self._fetched: collections.deque[Message] = collections.deque()
+        self.unread: str | None = None
         every = (*topics, *side_topics, dead_letter_topic)
         self._consumer = open_consumer(servers, config, "farcall-watch")
         try:
@@ -126,8 +140,18 @@ class KafkaWatch:
 
     def poll(self) -> list[Written]:
         """What has come since."""
-        messages = self._consumer.consume(500, 0.05)
-        return [self._written(message) for message in messages if message.error() is None]
+        if not self._fetched:
+            messages = self._consumer.consume(500, 0.05)
+            self._fetched.extend(message for message in messages if message.error() is None)
+        found, self.unread = [], None
+        while self._fetched:
+            try:
+                found.append(self._written(self._fetched[0]))
+            except Unavailable as error:
+                self.unread = str(error)
+                break
+            self._fetched.popleft()
+        return found
 
     def close(self) -> None:
         """Closes the consumer."""

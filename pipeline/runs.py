@@ -42,6 +42,8 @@ from transforms.remote.settings import Endpoint, ModelSettings
 
 DEFAULT_OUTPUT = "out"
 _PROGRESS_EVERY_S = 2.0
+_LOOK_EVERY_S = 0.2
+_READ_WITHIN_S = 10.0
 _DIRECT_END_SLICE_S = 0.05
 _PRISM_RUNS = 3
 
@@ -210,15 +212,21 @@ class Progress:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._done.set()
         self._thread.join()
         self._poll()
+        end_s = time.monotonic() + (_READ_WITHIN_S if error is None else 0.0)
+        while self._watch.unread is not None and time.monotonic() < end_s:
+            time.sleep(_LOOK_EVERY_S)
+            self._poll()
+        if self._watch.unread is not None:
+            self._console.print(f"Some outcomes are in Kafka and could not be counted: {self._watch.unread}")
         self._watch.close()
 
     def _follow(self) -> None:
         shown, shown_s = "", 0.0
-        while not self._done.wait(0.2):
+        while not self._done.wait(_LOOK_EVERY_S):
             self._poll()
             words = self.summary.progress()
             if words != shown and self.elapsed_s - shown_s >= _PROGRESS_EVERY_S:

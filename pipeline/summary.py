@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,18 @@ def percentile(values: Iterable[float], share: float) -> float | None:
 def unaccounted(summary: Summary, events_in: int, repeats: int) -> int:
     """How many events have neither an outcome nor were counted as repeats. 0 is the promise."""
     return events_in - summary.outcomes - repeats
+
+
+def events_read(counted: int, committed: Callable[[], int], accounted: int, pause: Callable[[], bool]) -> int:
+    """How many events a job read from Kafka: the most of what its counter and its `committed` offsets say. Neither says too much.
+
+    The counter begins again when a job is restarted, and the last offsets are committed a moment after the job has ended. So while
+    both say less than the `accounted` events, asks again after `pause`, until that returns False.
+    """
+    while True:
+        read = max(counted, committed())
+        if read >= accounted or not pause():
+            return read
 
 
 def print_table(console: Console, summary: Summary, events_in: int, repeats: int, elapsed_s: float) -> None:

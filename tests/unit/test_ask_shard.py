@@ -412,6 +412,28 @@ def test_an_early_call_is_claimed_by_its_event(step: Step, server: Server) -> No
     assert step.bundle(hand_out=True) == []
 
 
+def test_the_time_of_an_event_begins_with_its_early_call(server: Server) -> None:
+    """What an event waited, and its deadline, count from the start of its call, also where its record comes later."""
+    step = Step(Store(), server)
+    store, clock = step.store, server.calls.clock
+    assert isinstance(clock, VirtualClock)
+
+    def take(event_id: str) -> Entry:
+        step.shard.touch(store.cell, store.bag)
+        step.shard.take(store.cell, store.bag, event_id, 0, clock.now_ms() + 5_000, b"", make_call)
+        server.finish(event_id)
+        ((entry, _),) = step.shard.hand_out(store.cell, store.bag)
+        return entry
+
+    began_ms = clock.now_ms()
+    server.calls.start_early(b"s", "a", Call(id="a", question=Chat(()), deadline_ms=began_ms + 5_000))
+    clock.advance(0.3)
+    early = take("a")
+    assert (early.taken_ms, early.deadline_ms) == (began_ms, began_ms + 5_000)
+    late = take("b")
+    assert (late.taken_ms, late.deadline_ms) == (began_ms + 300, began_ms + 5_300)
+
+
 def test_an_early_call_that_ends_before_its_event_arrives_wakes_nobody(server: Server) -> None:
     """An outcome nobody can hand out yet is not ready: a step that listens does not spin on it."""
     server.calls.start_early(b"s", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.outputs import FileWatch
-from pipeline.summary import Summary, Written, percentile, print_table, unaccounted
+from pipeline.summary import Summary, Written, events_read, percentile, print_table, unaccounted
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,17 @@ def line(path: Path, **facts: object) -> None:
 def letter(path: Path, event_id: str | None, stage: str, offset: int) -> None:
     facts = {"error_type": "x", "attempts": 0, "topic": "in", "partition": 0, "offset": offset}
     line(path, id=event_id, stage=stage, **facts)
+
+
+def test_the_last_offsets_may_be_committed_late() -> None:
+    """Fewer committed than accounted for is asked again until it is time; a counter that says more is believed at once."""
+    said = iter([6, 6, 9])
+    assert events_read(0, lambda: next(said), 9, lambda: True) == 9
+    said = iter([6, 7, 9])
+    pauses = iter([True, False])
+    assert events_read(5, lambda: next(said), 9, lambda: next(pauses)) == 7
+    assert events_read(9, lambda: 6, 9, pytest.fail) == 9
+    assert events_read(3, lambda: 12, 9, pytest.fail) == 12, "three events are missing, which no pause brings back"
 
 
 def test_the_identity_of_outcomes(tmp_path: Path) -> None:

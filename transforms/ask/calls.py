@@ -251,15 +251,15 @@ class Calls:
         with self._lock:
             self._homes.leave(instance)
 
-    def claim(self, shard: bytes, key: str, queue: bytes | None = None) -> bool:
-        """Notes that an event has arrived at the step; returns whether there is a call for it."""
+    def claim(self, shard: bytes, key: str, queue: bytes | None = None) -> RunningCall | None:
+        """Notes that an event has arrived at the step; returns the call that was started for it, if there is one."""
         with self._lock:
             self._homes.claim(shard, key)
             call = self._shards.get(shard, {}).get(key)
             if call is not None:
                 self._place(shard, key, queue)
                 self._want(shard, key, call, queue)
-            return call is not None
+            return call
 
     def ready(self, shard: bytes) -> list[tuple[str, RunningCall]]:
         """The calls of a shard that have an outcome which may leave and was not taken, in the order they came to."""

@@ -213,30 +213,33 @@ class Shard:
     ) -> None:
         """Takes an event into state and starts its call, or finds the call that was started for it.
 
-        `make_call` is used this once; a call that must be made again comes from the shard's own. With a `queue` the event leaves
-        after those that were taken into it before.
+        The event's time, and its deadline, began with the call that was found. `make_call` is used this once; a call that must be
+        made again comes from the shard's own. With a `queue` the event leaves after those that were taken into it before.
         """
         key, occurrence = event_id, 1
         while self._is_used(key):
             key, occurrence = f"{event_id}\x00{occurrence}", occurrence + 1
+        now_ms = self._calls.clock.now_ms()
+        found = self._calls.claim(self.key, key, queue)
+        early_ms = 0 if found is None else max(0, deadline_ms - found.deadline_ms)
         entry = Entry(
             number=self._head.next_number,
             key=key,
             id=event_id,
             event_time_us=event_time_us,
-            taken_ms=self._calls.clock.now_ms(),
-            deadline_ms=deadline_ms,
+            taken_ms=now_ms - early_ms,
+            deadline_ms=deadline_ms - early_ms,
             attempts=0,
             payload=payload,
             queue=queue,
         )
         self._head.next_number += 1
         if not self._entries:
-            self._quiet_since_ms = entry.taken_ms
+            self._quiet_since_ms = now_ms
         self._entries[key] = entry
         bag.add(_encode(_Item(entry=entry)))
         self._write_head(cell)
-        if not self._calls.claim(self.key, key, queue):
+        if found is None:
             self._start(entry, make_call)
 
     def hand_out(self, cell: Cell, bag: Bag) -> list[tuple[Entry, Outcome]]:
