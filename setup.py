@@ -40,6 +40,7 @@ setup(
     },
     install_requires=[
         "apache-beam==2.77.0",
+        "aiohappyeyeballs==2.7.1",
         "aiohttp==3.14.5",
         "aiosqlite==0.22.1",
         "confluent-kafka==2.16.1",
@@ -48,6 +49,7 @@ setup(
         "greenlet==3.5.6",
         "grpcio-tools==1.81.1",
         "grpcio==1.85.1",
+        "httptools==0.9.0",
         "Jinja2==3.1.6",
         "jmespath==1.1.0",
         "jsonschema-rs==0.61.0",
@@ -64,6 +66,7 @@ setup(
         "rich==15.0.0",
         "SQLAlchemy==2.1.9",
         "vaderSentiment==3.3.2",
+        "yarl==1.25.1",
         "uvloop==0.23.0; sys_platform != 'win32'",
     ],
     extras_require={

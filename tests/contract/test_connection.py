@@ -17,10 +17,9 @@ from transforms.remote import loop
 from transforms.remote.auth import Auth
 from transforms.remote.client import Call, Chat, Client, Message, Outcome
 from transforms.remote.clock import SystemClock
-from transforms.remote.connection import ProxySettings, TlsSettings
+from transforms.remote.connection import COMPRESSED_FROM_BYTES, ProxySettings, TlsSettings, packed
 from transforms.remote.model_double import ModelDouble
 from transforms.remote.settings import Endpoint, ModelSettings, RetryPolicy
-from transforms.remote.transport import COMPRESSED_FROM_BYTES
 
 ONCE = RetryPolicy(max_attempts=1, wait_for_server=False)
 
@@ -175,8 +174,6 @@ def test_large_bodies_are_compressed_and_small_ones_are_not(proxy: ProxyDouble, 
 
 def test_compression_is_the_same_every_time() -> None:
     """Equal bodies give equal bytes, and come out as they went in."""
-    from transforms.remote.transport import AiohttpTransport
-
     body = msgspec.json.encode({"a": "b" * 2000})
-    packed = {AiohttpTransport(compress="gzip")._packed(body, {})[0] for _ in range(3)}
-    assert [gzip.decompress(one) for one in packed] == [body]
+    sent = {packed("gzip", body, {})[0] for _ in range(3)}
+    assert [gzip.decompress(one) for one in sent] == [body]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import os
 import threading
 
@@ -71,3 +72,50 @@ def test_a_function_is_called_on_the_loop() -> None:
     called: concurrent.futures.Future[threading.Thread] = concurrent.futures.Future()
     loop.soon(lambda: called.set_result(threading.current_thread()))
     assert called.result(timeout=10).name == "farcall-loop"
+
+
+def test_what_was_started_tells_when_it_has_ended() -> None:
+    """Its result or its error is there, and whoever wanted to know is called once, whether asked for before the end or behind it."""
+
+    async def give(value: int) -> int:
+        if value < 0:
+            raise ValueError("no")
+        return value
+
+    for value in (3, -1):
+        ended = threading.Event()
+        seen: list[loop.Started[int]] = []
+        started = loop.start(give(value))
+        started.add_done_callback(lambda one, seen=seen, ended=ended: (seen.append(one), ended.set()))
+        assert ended.wait(10.0)
+        assert seen == [started]
+        assert started.done()
+        if value < 0:
+            with pytest.raises(ValueError, match="no"):
+                started.result()
+        else:
+            assert started.result() == value
+        started.add_done_callback(seen.append)
+        assert seen == [started] * 2
+
+
+def test_what_was_started_lives_until_it_has_ended() -> None:
+    """A task that nothing else refers to is not collected; and what has not ended has no result."""
+    gate: list[asyncio.Future[None]] = []
+    begun, ended = threading.Event(), threading.Event()
+
+    async def wait() -> None:
+        gate.append(asyncio.get_running_loop().create_future())
+        begun.set()
+        await gate[0]
+
+    started = loop.start(wait())
+    started.add_done_callback(lambda _: ended.set())
+    assert begun.wait(10.0)
+    with pytest.raises(asyncio.InvalidStateError):
+        started.result()
+    gc.collect()
+    assert not started.done()
+    loop.soon(lambda: gate[0].set_result(None))
+    assert ended.wait(10.0)
+    assert started.result() is None

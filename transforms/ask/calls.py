@@ -52,7 +52,20 @@ class Caller(Protocol):
         """Gives up connections. No call may follow."""
 
 
-Run = Callable[[Coroutine[Any, Any, Outcome]], Future[Outcome]]
+class Running(Protocol):
+    """What becomes of a call that runs; futures are such."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+    def result(self) -> Outcome:
+        """Its outcome, once it has ended."""
+
+    def add_done_callback(self, function: Callable[[Any], object], /) -> None:
+        """Has `function` called once it has ended."""
+
+
+Run = Callable[[Coroutine[Any, Any, Outcome]], Running]
 """What runs a call: the process's event loop, or a test."""
 
 
@@ -65,7 +78,7 @@ class RunningCall:
 
     __slots__ = ("claimed", "deadline_ms", "future", "held", "queue", "taken")
 
-    def __init__(self, future: Future[Outcome], deadline_ms: int) -> None:
+    def __init__(self, future: Running, deadline_ms: int) -> None:
         self.future = future
         self.deadline_ms = deadline_ms
         self.claimed = False
@@ -154,7 +167,7 @@ class Homes:
 class Calls:
     """The calls of one step in this process, by (shard, event). Every method may be called from any thread."""
 
-    def __init__(self, caller: Caller, clock: Clock, run: Run = loop.run) -> None:
+    def __init__(self, caller: Caller, clock: Clock, run: Run = loop.start) -> None:
         self.clock = clock
         self._run = run
         self._caller = caller

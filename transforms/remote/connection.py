@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -14,6 +16,16 @@ from transforms.remote.auth import Auth, refuse_google
 
 Compression = Literal["gzip"]
 """How the bodies of requests are compressed."""
+
+COMPRESSED_FROM_BYTES = 1024
+"""Smaller bodies are not worth the time, and fit into one packet anyway."""
+
+
+def packed(how: Compression | None, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
+    """The body and the headers of a request as they are sent: the same for the same body."""
+    if how is None or len(body) < COMPRESSED_FROM_BYTES:
+        return body, headers
+    return gzip.compress(body, compresslevel=6, mtime=0), {**headers, "Content-Encoding": how}
 
 
 class TlsSettings(msgspec.Struct, frozen=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -12,12 +11,9 @@ from typing import Protocol
 import aiohttp
 
 from transforms.errors import BrokenReply, TimedOut, Transient, Unreachable
-from transforms.remote.connection import Compression, ProxySettings, TlsSettings
+from transforms.remote.connection import Compression, ProxySettings, TlsSettings, packed
 
 LARGEST_REPLY_BYTES = 16 * 1024 * 1024
-
-COMPRESSED_FROM_BYTES = 1024
-"""Smaller bodies are not worth the time, and fit into one packet anyway."""
 
 Answer = tuple[int, Mapping[str, str], bytes]
 """An HTTP answer: status, headers, body."""
@@ -84,14 +80,14 @@ class AiohttpTransport:
         self._proxy_headers: dict[str, str] | None = None
         if proxy is not None and password is not None:
             self._proxy_headers = {"Proxy-Authorization": aiohttp.encode_basic_auth(proxy.user, password)}
-        self._compress = compress is not None
+        self._compress = compress
         self._largest = largest_reply_bytes
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
         """Send one POST; see `Transport.post`."""
         session = self._session or self._open()
-        body, headers = self._packed(body, self._told(url, headers))
+        body, headers = packed(self._compress, body, self._told(url, headers))
         try:
             async with asyncio.timeout(timeout_s):
                 async with session.post(
@@ -109,7 +105,7 @@ class AiohttpTransport:
     ) -> AsyncIterator[Opened]:
         """Send one POST and give the answer piece by piece; see `Transport.stream`."""
         session = self._session or self._open()
-        body, headers = self._packed(body, self._told(url, headers))
+        body, headers = packed(self._compress, body, self._told(url, headers))
         try:
             async with asyncio.timeout(timeout_s):
                 async with session.post(
@@ -160,12 +156,6 @@ class AiohttpTransport:
         if self._proxy_headers is None or not url.startswith("http:"):
             return headers
         return {**headers, **self._proxy_headers}
-
-    def _packed(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
-        """The body and the headers as they are sent."""
-        if not self._compress or len(body) < COMPRESSED_FROM_BYTES:
-            return body, headers
-        return gzip.compress(body, compresslevel=6, mtime=0), {**headers, "Content-Encoding": "gzip"}
 
     async def _body(self, response: aiohttp.ClientResponse, url: str) -> bytes:
         """Read the body, and no more of it than the bound; leaving early closes the connection."""

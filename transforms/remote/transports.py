@@ -6,6 +6,7 @@ from transforms.remote.authorized import AuthorizedTransport, TokenAuthorizer
 from transforms.remote.clock import Clock
 from transforms.remote.google_tokens import GoogleTokens
 from transforms.remote.grpc_transport import GrpcTransport
+from transforms.remote.http1_transport import Http1Transport
 from transforms.remote.settings import ModelSettings
 from transforms.remote.transport import AiohttpTransport, Transport
 
@@ -20,7 +21,7 @@ class OpenTransport:
     """
 
     def __init__(self, settings: ModelSettings, clock: Clock, given: Transport | None = None) -> None:
-        self._own: AiohttpTransport | GrpcTransport | None = None
+        self._own: AiohttpTransport | GrpcTransport | Http1Transport | None = None
         if given is None:
             given = self._own = _direct(settings)
         self.transport: Transport = given
@@ -40,6 +41,9 @@ class OpenTransport:
             await self._own.close()
 
 
-def _direct(settings: ModelSettings) -> AiohttpTransport | GrpcTransport:
-    kind = GrpcTransport if "grpc" in settings.make_protocol().schemes else AiohttpTransport
-    return kind(tls=settings.tls, proxy=settings.proxy, compress=settings.compress)
+def _direct(settings: ModelSettings) -> AiohttpTransport | GrpcTransport | Http1Transport:
+    if "grpc" in settings.make_protocol().schemes:
+        return GrpcTransport(tls=settings.tls, proxy=settings.proxy, compress=settings.compress)
+    if settings.proxy is not None:
+        return AiohttpTransport(tls=settings.tls, proxy=settings.proxy, compress=settings.compress)
+    return Http1Transport(tls=settings.tls, compress=settings.compress)
