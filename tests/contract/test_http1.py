@@ -141,6 +141,8 @@ WHOLE = {
     "chunked": [CHUNKED],
     "byte by byte": [CHUNKED[at : at + 1] for at in range(len(CHUNKED))],
     "interim": [b"HTTP/1.1 102 Processing\r\nX-A: 9\r\n\r\n", sized(b"abcdefg", "X-A: 1", "X-A: 2")],
+    "line feeds alone": [b"HTTP/1.1 200 OK\nX-A: 1\nX-A: 2\nContent-Length: 7\n\nabcdefg"],
+    "spaces behind sizes": [CHUNKED.replace(b"4\r\n", b"4  \r\n")],
     "interim at once": [b"HTTP/1.1 103 Early Hints\r\nX-A: 9\r\n\r\n" + sized(b"abcdefg", "X-A: 1", "X-A: 2")],
 }
 
@@ -493,6 +495,20 @@ def test_a_header_cannot_begin_another(make: Callable[..., Transport], value: st
             with pytest.raises(ValueError, match="control character"):
                 await transport.post(server.url, b"question", {"X-A": value}, 10.0)
             assert server.heads == []
+            await transport.close()
+
+    run(main())
+
+
+def test_an_idle_connection_keeps_nothing_of_its_answer() -> None:
+    """However long that was: there may be thousands."""
+
+    async def main() -> None:
+        transport = Http1Transport()
+        async with serving(answers(sized(b"abc"))) as server:
+            await transport.post(server.url, b"question", {}, 10.0)
+            (connection,) = transport._open
+            assert (connection._pieces, connection._parser) == ([], None)
             await transport.close()
 
     run(main())

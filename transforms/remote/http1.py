@@ -212,7 +212,9 @@ class Connection(asyncio.Protocol):
             await self._changed()
         finally:
             expiry.cancel()
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        # An idle connection keeps no answer.
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def opened(self) -> None:
         """Waits for the headers of the answer."""
@@ -279,8 +281,12 @@ class Connection(asyncio.Protocol):
         if not self.status:
             self._head_bytes += len(data)
         if self._parser is None:
-            # It takes a kilobyte, which calls that wait for their answer do without.
+            # It takes a kilobyte, which calls that wait for their answer do without. What servers get wrong and is clear, aiohttp
+            # and browsers read too.
             self._parser = httptools.HttpResponseParser(self)
+            self._parser.set_dangerous_leniencies(
+                lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+            )
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:

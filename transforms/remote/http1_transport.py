@@ -142,8 +142,6 @@ class Http1Transport:
             connection.abort()
         self._idle.clear()
         self._open.clear()
-        for _, task in self._looked_up.values():
-            task.cancel()
         self._looked_up.clear()
 
     def _kept(self, target: Target) -> Connection | None:
