@@ -7,6 +7,7 @@ from typing import Any
 from apache_beam.utils.timestamp import Timestamp
 
 from transforms.ask import step
+from transforms.ask.holds import AT_ONCE
 from transforms.ask.shard import Shard
 
 _memory: dict[tuple[str, bytes], Shard] = {}
@@ -29,7 +30,8 @@ class HoldsAsBeamDoes(step._Ask):
 
     def _set_tick(self, shard: Shard, cell: Any, tick: Any, watchdog: Any) -> None:
         tick_us = self._calls.clock.now_ms() * 1_000 + self._tick_us
-        tick.set(Timestamp(micros=tick_us))
+        # With the tag of the step's own, which clears it at the end of the input: else Flink would wait for it for ever.
+        tick.set(Timestamp(micros=tick_us), dynamic_timer_tag=AT_ONCE)
         shard.mark_tick(cell, tick_us, shard.oldest_us)
 
 
