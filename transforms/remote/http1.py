@@ -145,7 +145,6 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_error",
-        "_expiry",
         "_head_bytes",
         "_held_bytes",
         "_is_complete",
