@@ -52,7 +52,8 @@ compare within a table.
   and all at once. It has a throughput and a cost, and no latency; its start does not count.
 - `runinference` is the documented form, `runinference_threads` the best we could make of it. The peers that are Beam pipelines read
   with KafkaIO as Flink's native source; ours reads with its own (ADR 0024), and its rows at 200, 400 and 1 000 events/s are of the day
-  of ADR 0025, before those of ADR 0026. Those at 100 and 150, and the scaling, are of machines half as fast and less.
+  of ADR 0025, before those of ADR 0026 and of ADR 0028. Those at 100 and 150, and the scaling, are of machines half as fast and
+  less, before ADR 0028.
 
 {failures}### Ours against each
 

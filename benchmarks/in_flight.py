@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,15 @@ class _Step:
         for number in range(first, first + count):
             identity = records.id_of(number)
             shard, cell, bag = self._shards[shard_of(identity, step.DEFAULT_SHARDS)]
-            payload = records.event(identity, now_ms * 1_000)
-            shard.take(cell, bag, identity, 0, now_ms + round(_DEADLINE_S * 1e3), payload, _call)
+            encode = partial(records.event, identity, now_ms * 1_000)
+            shard.take(cell, bag, identity, 0, now_ms + round(_DEADLINE_S * 1e3), encode, _call)
 
     def hand_out(self) -> int:
         """A bundle that gives what is done; returns how many were answered."""
         good = 0
         for shard, cell, bag in self._shards.values():
             shard.touch(cell, bag)
-            good += sum(outcome.reply is not None for _, outcome in shard.hand_out(cell, bag))
+            good += sum(leaving.outcome.reply is not None for leaving in shard.hand_out(cell, bag))
         return good
 
 

@@ -230,7 +230,8 @@ class _Job:
 
     def _reader(self, source: Files | Kafka | None, config: Mapping[str, str]) -> beam.PTransform:
         if isinstance(source, Kafka):
-            return ReadKafka(source.servers, source.topics, config, shards=self._settings.shards)
+            readers = flink.parallelism(self._settings.beam_arguments)
+            return ReadKafka(source.servers, source.topics, config, shards=self._settings.shards, readers=readers)
         assert isinstance(source, Files)  # noqa: S101 - the two there are
         return files.ReadLines(source.paths)
 

@@ -44,7 +44,8 @@ DEFAULT_OUTPUT = "out"
 _PROGRESS_EVERY_S = 2.0
 _LOOK_EVERY_S = 0.2
 _READ_WITHIN_S = 10.0
-_DIRECT_END_SLICE_S = 0.05
+# DirectRunner hands on what a bundle gives when the bundle has ended, so that it listens and waits in short turns.
+_ON_DIRECT = {"end_slice_s": 0.05, "listen_ms": 50}
 _PRISM_RUNS = 3
 
 
@@ -350,8 +351,8 @@ class _Bounded:
         return conclude(self._console, progress, records, repeats, self._where())
 
     def _steps(self, model: ModelSettings) -> Steps:
-        slices = {"end_slice_s": _DIRECT_END_SLICE_S} if self._settings.runner == direct.RUNNER.name else {}
-        return steps_of(self._settings, self._case, model, **slices)
+        options = _ON_DIRECT if self._settings.runner == direct.RUNNER.name else {}
+        return steps_of(self._settings, self._case, model, **options)
 
     def _beam_options(self, stack: ExitStack) -> PipelineOptions:
         arguments = self._settings.beam_arguments

@@ -106,15 +106,25 @@ def master(arguments: Sequence[str]) -> str | None:
     return address
 
 
+def parallelism(arguments: Sequence[str]) -> int:
+    """The job's parallelism, ours by default; 0 where it is left to the cluster. Raises SettingsError for what is no number."""
+    value = value_of(arguments, "--parallelism")
+    try:
+        return DEFAULT_PARALLELISM if value is None else max(0, int(value))
+    except ValueError:
+        raise SettingsError(f"--parallelism={value}: is not a number.") from None
+
+
 def _check(arguments: Sequence[str], engine: str) -> None:
     if value_of(arguments, "--load_balance_bundles") is not None:
         raise SettingsError(
             "--load_balance_bundles: moves bundles of a shard between workers, which the asynchronous step cannot have; leave it out."
         )
-    parallelism = value_of(arguments, "--max_parallelism")
-    if parallelism is not None and parallelism != str(MAX_PARALLELISM):
+    parallelism(arguments)
+    most = value_of(arguments, "--max_parallelism")
+    if most is not None and most != str(MAX_PARALLELISM):
         raise SettingsError(
-            f"--max_parallelism={parallelism}: must be {MAX_PARALLELISM}, for which the shards' keys are chosen."
+            f"--max_parallelism={most}: must be {MAX_PARALLELISM}, for which the shards' keys are chosen."
         )
     address = master(arguments)
     if engine == "beam" and address is None:

@@ -271,14 +271,17 @@ def time_ms_of(message: Message) -> int:
     return max(0, time_ms)
 
 
-def shard_index(partition: Partition, shards: int) -> int:
+def shard_index(partition: Partition, shards: int, readers: int = 0) -> int:
     """Which of `shards` shards reads a partition: the same in every process, however many partitions there are.
 
     Partitions one after the other go to shards far apart, since a runner gives neighbouring shards to one subtask: van der Corput's
-    sequence, begun at a place that depends on the topic.
+    sequence, begun at a place that depends on the topic. With `readers`, where they are fewer than the shards, only so many shards
+    read: each in the middle of an equal share of all, so that as many subtasks have one each.
     """
     topic, number = partition
-    return _spread(shards)[(zlib.crc32(topic.encode()) + number) % shards]
+    count = min(readers, shards) or shards
+    place = _spread(count)[(zlib.crc32(topic.encode()) + number) % count]
+    return (2 * place + 1) * shards // (2 * count)
 
 
 @functools.cache

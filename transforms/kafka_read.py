@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import msgspec
@@ -28,6 +28,7 @@ from confluent_kafka import Consumer, KafkaException, Message
 from transforms.ask.holds import AT_ONCE, set_timer
 from transforms.ask.shards import shard_keys
 from transforms.ask.turns import Turns
+from transforms.bundle_inputs import take_input_without_waiting
 from transforms.errors import SettingsError
 from transforms.execution_times import end_without_sampling
 from transforms.kafka import DEFAULT_GROUP, resolve_secrets
@@ -68,7 +69,9 @@ class ReadKafka(beam.PTransform):  # type: ignore[misc]
     `config` are consumer settings by librdkafka's names; a secret in them is ``${env:NAME}``, resolved on the worker. A group that
     committed offsets goes on behind them; else ``auto.offset.reset`` says where a job begins that has no state, by default at the
     ``earliest`` record. `shards` is fixed for the life of a job (it is in the keys of its state) and bounds how many subtasks
-    read; new partitions are found within half a minute and read from their first record. What comes within `listen_ms` of a
+    read. A subtask listens to one shard at a time, so that partitions are laid onto no more of them than `readers`, best the
+    job's parallelism; 0 stands for all. State keeps that number: a job that is resumed has the one it began with. New partitions are
+    found within half a minute and read from their first record. What comes within `listen_ms` of a
     record goes into one bundle with it, and goes on at once through the steps of the same stage.
 
     The watermark is the time of the partition that is furthest behind; one that has been read to its end follows the clock, a
@@ -82,9 +85,11 @@ class ReadKafka(beam.PTransform):  # type: ignore[misc]
         config: Mapping[str, str] | None = None,
         *,
         shards: int = DEFAULT_SHARDS,
+        readers: int = 0,
         listen_ms: int = DEFAULT_LISTEN_MS,
     ) -> None:
         super().__init__()
+        self._readers = readers
         self._step = uuid.uuid4().hex
         self._topics = tuple(topics)
         self._shards = shards
@@ -99,7 +104,7 @@ class ReadKafka(beam.PTransform):  # type: ignore[misc]
     def expand(self, pipeline: Any) -> beam.PCollection:
         """The shards, their records, and beside them their offsets on the way to Kafka."""
         common = (self._step, self._config, self._topics)
-        read = beam.ParDo(_Read(*common, self._shards, self._listen_ms))
+        read = beam.ParDo(_Read(*common, self._shards, self._readers, self._listen_ms))
         found = (
             pipeline
             | "Shards" >> StartShards(self._shards)
@@ -154,15 +159,32 @@ def _release(step: str) -> None:
     shared.source.close()
 
 
-def encode(positions: Mapping[Partition, int], *, final: bool = False) -> bytes:
+class Offsets(NamedTuple):
+    """The next offset of each partition of a shard, whether they are its last, and how many shards of its source read (0: all)."""
+
+    positions: dict[Partition, int]
+    final: bool = False
+    readers: int = 0
+
+
+class _Encoded(msgspec.Struct, array_like=True):
+    """`Offsets` as they lie in state. Those of before there were `readers` end with the second."""
+
+    final: bool
+    positions: list[tuple[str, int, int]]
+    readers: int = 0
+
+
+def encode(offsets: Offsets) -> bytes:
     """Offsets as they lie in state and travel to be committed."""
-    return msgspec.msgpack.encode((final, [(topic, number, at) for (topic, number), at in sorted(positions.items())]))
+    positions = [(topic, number, at) for (topic, number), at in sorted(offsets.positions.items())]
+    return msgspec.msgpack.encode(_Encoded(offsets.final, positions, offsets.readers))
 
 
-def decode(data: bytes) -> tuple[dict[Partition, int], bool]:
+def decode(data: bytes) -> Offsets:
     """What `encode` was given."""
-    final, positions = msgspec.msgpack.decode(data, type=tuple[bool, list[tuple[str, int, int]]])
-    return {(topic, number): at for topic, number, at in positions}, final
+    encoded = msgspec.msgpack.decode(data, type=_Encoded)
+    return Offsets({(topic, number): at for topic, number, at in encoded.positions}, encoded.final, encoded.readers)
 
 
 class _Read(beam.DoFn):  # type: ignore[misc]
@@ -174,17 +196,19 @@ class _Read(beam.DoFn):  # type: ignore[misc]
     END = TimerSpec("end", TimeDomain.WATERMARK)
 
     def __init__(
-        self, step: str, config: Mapping[str, str], topics: Sequence[str], shards: int, listen_ms: int
+        self, step: str, config: Mapping[str, str], topics: Sequence[str], shards: int, readers: int, listen_ms: int
     ) -> None:
         self._step = step
         self._config = dict(config)
         self._topics = tuple(topics)
         self._shards = shards
+        self._readers = readers
         self._listen_s = listen_ms / 1_000.0
 
     def setup(self) -> None:
         weigh_without_modules()
         end_without_sampling()
+        take_input_without_waiting()
         self._shared = _acquire(self._step, self._config, self._topics)
         self._source = self._shared.source
         self._clock = SystemClock()
@@ -212,7 +236,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         key, number = element
         if offsets.read() is not None:
             return
-        offsets.write(encode(self._source.starts(self._own(number))))
+        offsets.write(encode(Offsets(self._source.starts(self._own(number, self._readers)), readers=self._readers)))
         end.set(GlobalWindow().max_timestamp())
         self._set_turn(key, turn, watchdog, BEFORE_ALL_US, 0)
 
@@ -240,15 +264,15 @@ class _Read(beam.DoFn):  # type: ignore[misc]
 
     def _listen(self, key: bytes, offsets: Any, turn: Any, watchdog: Any) -> Iterator[Any]:
         self._turns.begin(key)
-        before, _ = decode(offsets.read())
+        before, _, readers = decode(offsets.read())
         partitions = self._source.partitions_of(key)
-        turn_number = partitions.follow(before | self._new(key, before))
+        turn_number = partitions.follow(before | self._new(key, before, readers))
         if partitions.positions:
             with self._source.listening(partitions, self):
                 yield from self._records(partitions, turn_number)
         after = partitions.positions
         if after != before:
-            offsets.write(encode(after))
+            offsets.write(encode(Offsets(after, readers=readers)))
         now_us = self._clock.now_ms() * 1_000
         if after:
             yield from self._tell(key, after, now_us)
@@ -286,20 +310,21 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         """The job is drained: reading ends. A timer that is left would hold the watermark for ever."""
         turn.clear(dynamic_timer_tag=AT_ONCE)
         watchdog.clear()
-        positions, _ = decode(offsets.read())
+        positions = decode(offsets.read()).positions
         if positions:
             yield self._offsets(key, positions, self._clock.now_ms() * 1_000, final=True)
 
-    def _own(self, number: int) -> list[Partition]:
-        return [one for one in self._source.known() if shard_index(one, self._shards) == number]
+    def _own(self, number: int, readers: int) -> list[Partition]:
+        return [one for one in self._source.known() if shard_index(one, self._shards, readers) == number]
 
-    def _new(self, key: bytes, known: Mapping[Partition, int]) -> dict[Partition, int]:
+    def _new(self, key: bytes, known: Mapping[Partition, int], readers: int) -> dict[Partition, int]:
         """Partitions that came since the job began: read from their first record, whatever the settings say."""
         now_s = self._clock.monotonic_s()
         if now_s < self._look_s.get(key, float("-inf")):
             return {}
         self._look_s[key] = now_s + LOOK_S
-        return {one: 0 for one in self._own(shard_keys(self._shards).index(key)) if one not in known}
+        number = shard_keys(self._shards).index(key)
+        return {one: 0 for one in self._own(number, readers) if one not in known}
 
     def _tell(self, key: bytes, positions: dict[Partition, int], now_us: int) -> Iterator[Any]:
         now_s = self._clock.monotonic_s()
@@ -311,7 +336,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
 
     @staticmethod
     def _offsets(key: bytes, positions: Mapping[Partition, int], now_us: int, *, final: bool = False) -> Any:
-        told = (key, encode(positions, final=final))
+        told = (key, encode(Offsets(dict(positions), final)))
         return beam.pvalue.TaggedOutput(_OFFSETS, TimestampedValue(told, Timestamp(micros=now_us)))
 
     def _set_turn(self, key: bytes, turn: Any, watchdog: Any, hold_us: int, delay_us: int) -> None:
@@ -368,7 +393,7 @@ class _CommitOffsets(beam.DoFn):  # type: ignore[misc]
         finalizer: Any = beam.DoFn.BundleFinalizerParam,
     ) -> None:
         key, data = element
-        positions, final = decode(data)
+        positions, final, _ = decode(data)
         last.write(data)
         if self._shared.told.tell(key, positions, final=final):
             finalizer.register(lambda: self._confirmed(key))

@@ -44,7 +44,8 @@ def running(place: Place, steps: Steps, *, with_own_source: bool = False) -> Ite
         arguments.remove(flink.NO_CHAINS)
     pipeline = beam.Pipeline(options=PipelineOptions(arguments))
     if with_own_source:
-        read = ReadKafka(at.kafka, [place.topic_in], {"group.id": place.name})
+        readers = flink.parallelism(arguments)
+        read = ReadKafka(at.kafka, [place.topic_in], {"group.id": place.name}, readers=readers)
     else:
         read = ReadKafkaIO(at.kafka, [place.topic_in], at.expansion, place.name)
     records = pipeline | "Read" >> read

@@ -32,13 +32,13 @@ class HoldsAsBeamDoes(step._Ask):
         tick_us = self._calls.clock.now_ms() * 1_000 + self._tick_us
         # With the tag of the step's own, which clears it at the end of the input: else Flink would wait for it for ever.
         tick.set(Timestamp(micros=tick_us), dynamic_timer_tag=AT_ONCE)
-        shard.mark_tick(cell, tick_us, shard.oldest_us)
+        shard.mark_tick(cell, tick_us, shard.oldest_us or 0)
 
 
 class _Forgetful(Shard):
     """Begins empty, whatever state holds."""
 
-    def _rebuild(self, cell: Any, bag: Any) -> None:
+    def _rebuild(self, cell: Any, bag: Any, *, follows: bool) -> None:
         self._entries.clear()
 
 

@@ -9,7 +9,7 @@ from apache_beam.utils.timestamp import Timestamp
 from tests.flow import doubles
 from tests.flow.doubles import Cell, Item, model
 from transforms.ask import step
-from transforms.ask.calls import make_client
+from transforms.ask.calls import ANY, make_client
 from transforms.coders import coder_of
 
 
@@ -72,11 +72,11 @@ class Runner:
         )
         self.step.setup()
 
-    def take(self, name: str, at_s: float) -> list[Any]:
+    def take(self, name: str, at_s: float, ticket: int = ANY) -> list[Any]:
         """A bundle with one record."""
         self.step.start_bundle()
         timers = (self.tick, self.watchdog, self.end)
-        return list(self.step.process((b"s", Item(name)), Timestamp(at_s), self.cell, self.bag, *timers))
+        return list(self.step.process((b"s", (ticket, Item(name))), Timestamp(at_s), self.cell, self.bag, *timers))
 
     def fire(self, name: str) -> list[Any]:
         """A bundle with one timer."""

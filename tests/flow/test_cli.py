@@ -156,6 +156,10 @@ WRONG: dict[str, tuple[Sequence[str], str]] = {
         r"--load_balance_bundles: ",
     ),
     "another max_parallelism": (["--runner=FlinkRunner", "--max_parallelism=64"], r"--max_parallelism=64: must be 128"),
+    "a parallelism that is no number": (
+        ["--runner=FlinkRunner", "--parallelism=two"],
+        r"--parallelism=two: is not a n",
+    ),
     "Flink's address without a port": (
         ["--runner=FlinkRunner", "--flink_master=host"],
         r"--flink_master=host: is not HOST",

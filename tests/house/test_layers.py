@@ -23,8 +23,10 @@ UNSTEADY = {"time", "random", "secrets", "uuid"}
 NOW = {"now", "utcnow", "today"}
 
 ALLOWED = {
-    # The tokens of state must differ between processes and restarts, and nothing depends on their value (docs/adr/0003).
+    # The tokens of state must differ between processes and restarts, and nothing depends on their value (docs/adr/0003); so must
+    # the tickets of records on their way (docs/adr/0027).
     "transforms/ask/shard.py": {"os.urandom"},
+    "transforms/ask/calls.py": {"os.urandom"},
     # The name of a step, drawn once when the graph is built, tells two steps of one process apart.
     "transforms/ask/step.py": {"uuid.uuid4"},
     # The virtual clock itself: its chance is seeded, and it sleeps on a loop whose time is virtual.

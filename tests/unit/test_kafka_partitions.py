@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from transforms.ask.shards import shard_keys
+from transforms.ask.shards import MAX_PARALLELISM, key_group, shard_keys
 from transforms.kafka_partitions import (
     AHEAD,
     BEFORE_ALL_US,
@@ -253,6 +253,17 @@ def test_partitions_are_spread_evenly(parallelism: int) -> None:
         shards = [shard_index((topic, number), 8) for number in range(parallelism)]
         assert sorted(shard * parallelism // 8 for shard in shards) == list(range(parallelism))
     assert [shard_index(("a", number), 8) for number in range(4)] == [shard_index(("a", n), 8) for n in range(4)]
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3, 4, 5, 8, 16])
+def test_no_more_shards_read_than_there_are_readers(readers: int) -> None:
+    """With as many readers as subtasks, each subtask has one shard that reads, and those have as many partitions as each other."""
+    for topic in ("a", "support.chat.inbound"):
+        shards = collections.Counter(shard_index((topic, number), 8, readers) for number in range(3 * min(readers, 8)))
+        assert sorted(shards.values()) == [3] * min(readers, 8)
+        keys = shard_keys(8)
+        subtasks = {key_group(keys[shard]) * readers // MAX_PARALLELISM for shard in shards}
+        assert len(subtasks) == min(readers, 8)
 
 
 def test_offsets_are_committed_behind_a_checkpoint_that_has_them() -> None:

@@ -6,6 +6,8 @@ Beam makes and drops instances of a step as it likes; a call outlives them. It b
 A call may be started early, by the step that gives a record its shard, before the record has travelled to the step that keeps
 it in state: then the model works while the runner shuffles. That pays only where both steps run in one process, so a shard is
 *at home* here once an instance in this process has touched it, and no longer once a call that was started early is not claimed.
+Where the outcome is there before the record, it *leaves ahead* of it, with the record that was kept in memory, and the record
+goes no further when it arrives: its ticket tells it from others of its id (docs/adr/0027 says why nothing is lost by that).
 
 Where order is kept, calls of one order key run side by side, and an outcome is *held* until all before it in its queue have one
 (`queues.py`). It is released when the last of those is completed, not when it is handed out: so whoever waits for what is open to
@@ -17,11 +19,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import os
 import threading
 import zlib
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from transforms.ask.queues import Queues
 from transforms.remote import loop
@@ -40,6 +43,12 @@ UNCLAIMED_S = 5.0
 
 # How long after its event's deadline a call that nobody asked for any more is kept.
 ORPHAN_GRACE_MS = 60_000
+
+# The same for one whose outcome left ahead of its record: were it forgotten first, the record would be asked about again.
+LEFT_GRACE_MS = 600_000
+
+ANY = 0
+"""The ticket of a call that any record of its id may claim, and of a record that was given none."""
 
 
 class Caller(Protocol):
@@ -69,25 +78,43 @@ Run = Callable[[Coroutine[Any, Any, Outcome]], Running]
 """What runs a call: the process's event loop, or a test."""
 
 
+class Early(NamedTuple):
+    """A record on its way to the step, for its outcome to leave with: its event time, and when its call was started."""
+
+    record: Any
+    event_time_us: int
+    started_ms: int
+
+
 class RunningCall:
     """One call, from its start until the step no longer needs it.
 
-    `claimed`: its record has arrived at the step. `taken`: its outcome was handed out, maybe in vain. `queue`: the order key of its
-    event, if that has one; `held`: it has an outcome, and waits for those before it in the queue.
+    `claimed`: its record has arrived at the step. `taken`: its outcome was handed out, maybe in vain; ahead of its record, where
+    that has not arrived. `early`: that record, where the outcome may leave ahead of it. `ticket`: which record may claim the call.
+    `queue`: the order key of its event, if that has one; `held`: it has an outcome, and waits for those before it in the queue.
     """
 
-    __slots__ = ("claimed", "deadline_ms", "future", "held", "queue", "taken")
+    __slots__ = ("claimed", "deadline_ms", "early", "future", "held", "queue", "taken", "ticket")
 
-    def __init__(self, future: Running, deadline_ms: int) -> None:
+    def __init__(self, future: Running, deadline_ms: int, ticket: int = ANY, early: Early | None = None) -> None:
         self.future = future
         self.deadline_ms = deadline_ms
+        self.ticket = ticket
+        self.early = early
         self.claimed = False
         self.taken = False
         self.queue: bytes | None = None
         self.held = False
 
+    @property
+    def has_left_ahead(self) -> bool:
+        """Whether its outcome was handed out before its record arrived."""
+        return self.taken and not self.claimed
+
 
 _instances = itertools.count(1)
+# From a random number on: a record may come from another process, or from this one's predecessor.
+_tickets = itertools.count(1 + int.from_bytes(os.urandom(7)))
 
 
 class Homes:
@@ -142,8 +169,12 @@ class Homes:
         self._unclaimed.get(shard, {}).pop(key, None)
         self._ahead.get(shard, set()).discard(key)
 
+    def expects(self, shard: bytes, now_s: float) -> bool:
+        """Whether the record of a call that was started early has yet to arrive."""
+        return self.has(shard, now_s) and bool(self._unclaimed.get(shard))
+
     def completed(self, shard: bytes, key: str) -> None:
-        """A call of this shard has an outcome, maybe before its record arrived."""
+        """A call of this shard that waits for its record has an outcome, maybe before that arrived."""
         if key in self._unclaimed.get(shard, {}):
             self._ahead.setdefault(shard, set()).add(key)
 
@@ -173,9 +204,11 @@ class Calls:
         self._caller = caller
         self._lock = threading.Condition()
         self._shards: dict[bytes, dict[str, RunningCall]] = {}
-        # What has an outcome, was claimed and is not taken: what a shard hands out next, in the order of completion.
+        # What has an outcome that may leave and is not taken: what a shard hands out next, in the order of completion.
         self._ready: dict[bytes, dict[str, RunningCall]] = {}
         self._queues: dict[bytes, Queues] = {}
+        # What was written last into each shard's state by this process.
+        self._tokens: dict[bytes, bytes] = {}
         self._homes = Homes()
         self._running = 0
         self._held = 0
@@ -207,22 +240,26 @@ class Calls:
         with self._lock:
             return self._shards.get(shard, {}).get(key)
 
-    def start(self, shard: bytes, key: str, call: Call, *, claimed: bool = True, queue: bytes | None = None) -> None:
+    def start(self, shard: bytes, key: str, call: Call, *, queue: bytes | None = None) -> None:
         """Starts the call of an event and returns at once. In a `queue` its outcome leaves after those before it."""
-        with self._lock:
-            self._running += 1
-            self._sweep()
-        self._keep(shard, key, RunningCall(self._run(self._caller.call(call)), call.deadline_ms), claimed, queue)
+        self._begin()
+        self._keep(
+            shard, key, RunningCall(self._run(self._caller.call(call)), call.deadline_ms), claimed=True, queue=queue
+        )
 
     def settle(self, shard: bytes, key: str, outcome: Outcome, deadline_ms: int, queue: bytes | None = None) -> None:
         """Gives an event its outcome without a call."""
         future: Future[Outcome] = Future()
         future.set_result(outcome)
-        with self._lock:
-            self._running += 1
+        self._begin()
         self._keep(shard, key, RunningCall(future, deadline_ms), claimed=True, queue=queue)
 
-    def _keep(self, shard: bytes, key: str, call: RunningCall, claimed: bool, queue: bytes | None) -> None:
+    def _begin(self) -> None:
+        with self._lock:
+            self._running += 1
+            self._sweep()
+
+    def _keep(self, shard: bytes, key: str, call: RunningCall, *, claimed: bool, queue: bytes | None = None) -> None:
         call.claimed, call.queue = claimed, queue
         with self._lock:
             self._shards.setdefault(shard, {})[key] = call
@@ -239,13 +276,35 @@ class Calls:
         with self._lock:
             return self._homes.has(shard, self.clock.monotonic_s())
 
-    def start_early(self, shard: bytes, key: str, call: Call) -> None:
-        """Starts the call of an event that is on its way to `shard`, unless there is one."""
+    def start_early(self, shard: bytes, key: str, call: Call, early: Early | None = None) -> int:
+        """Starts the call of an event that is on its way to `shard`, unless there is one; returns the ticket to claim it with.
+
+        With the record, as `early`, the outcome may leave ahead of it.
+        """
         with self._lock:
             if key in self._shards.get(shard, {}):
-                return
+                return ANY
             self._homes.started(shard, key, self.clock.monotonic_s())
-        self.start(shard, key, call, claimed=False)
+        ticket = next(_tickets)
+        self._begin()
+        running = RunningCall(self._run(self._caller.call(call)), call.deadline_ms, ticket, early)
+        self._keep(shard, key, running, claimed=False)
+        return ticket
+
+    def expects(self, shard: bytes) -> bool:
+        """Whether the record of a call that was started early for a shard has yet to arrive."""
+        with self._lock:
+            return self._homes.expects(shard, self.clock.monotonic_s())
+
+    def wrote(self, shard: bytes, token: bytes) -> None:
+        """Notes the token that a bundle writes into a shard's state."""
+        with self._lock:
+            self._tokens[shard] = token
+
+    def follows(self, shard: bytes, token: bytes) -> bool:
+        """Whether a shard's state is what this process wrote last: then what left ahead of its record has left."""
+        with self._lock:
+            return self._tokens.get(shard, b"") == token
 
     def new_instance(self) -> int:
         """A number for an instance of the step, its own in this process."""
@@ -264,12 +323,25 @@ class Calls:
         with self._lock:
             self._homes.leave(instance)
 
+    def is_anothers(self, shard: bytes, key: str, ticket: int) -> bool:
+        """Whether the call of this key was started for another record of the same id, which has yet to arrive."""
+        with self._lock:
+            call = self._shards.get(shard, {}).get(key)
+            return call is not None and not call.claimed and call.ticket not in {ANY, ticket}
+
     def claim(self, shard: bytes, key: str, queue: bytes | None = None) -> RunningCall | None:
-        """Notes that an event has arrived at the step; returns the call that was started for it, if there is one."""
+        """Notes that an event has arrived at the step; returns the call that was started for it, if there is one.
+
+        One whose outcome has left ahead is forgotten: the record must go no further.
+        """
         with self._lock:
             self._homes.claim(shard, key)
             call = self._shards.get(shard, {}).get(key)
-            if call is not None:
+            if call is None:
+                return None
+            if call.has_left_ahead:
+                self._forget(shard, key)
+            else:
                 self._place(shard, key, queue)
                 self._want(shard, key, call, queue)
             return call
@@ -286,19 +358,20 @@ class Calls:
             for key in keys:
                 call = ready.pop(key, None)
                 if call is not None:
-                    call.taken = True
+                    call.taken, call.early = True, None
 
     def drop(self, shard: bytes, key: str) -> None:
         """Forgets a call whose outcome is safe in the runner's hands."""
         with self._lock:
             self._forget(shard, key)
 
-    def reattach(self, shard: bytes, wanted: Mapping[str, bytes | None]) -> list[str]:
+    def reattach(self, shard: bytes, wanted: Mapping[str, bytes | None], *, follows: bool) -> list[str]:
         """Makes the calls of a shard follow its state: returns those of `wanted` that have no call in this process.
 
         `wanted` has the events in the order they were taken, each with its queue, if it has one. Outcomes that were handed out in
         vain are ready again; those that state no longer wants are forgotten. A call whose record is not in state stays: it may be
-        on its way.
+        on its way. Where state `follows` what this process wrote last, what left ahead of its record has left. Else it may
+        have left in vain: the call waits for a record, and for any of its id, since the record may come anew.
         """
         with self._lock:
             self._ready.pop(shard, None)
@@ -306,10 +379,16 @@ class Calls:
             known = self._shards.get(shard, {})
             for key, call in list(known.items()):
                 self._unhold(call)
-                if key not in wanted:
-                    call.claimed = False
-                    if call.taken:
-                        self._forget(shard, key)
+                if key in wanted:
+                    continue
+                if call.claimed and call.taken:
+                    self._forget(shard, key)
+                elif call.claimed or not follows:
+                    call.claimed, call.taken, call.ticket, call.early = False, False, ANY, None
+                    if call.future.done():
+                        self._homes.completed(shard, key)
+                elif call.early is not None and call.future.done():
+                    self._ready.setdefault(shard, {})[key] = call
             for key, queue in wanted.items():
                 self._place(shard, key, queue)
             for key, queue in wanted.items():
@@ -354,10 +433,14 @@ class Calls:
         with self._lock:
             self._running -= 1
             self._completed += 1
-            if not call.claimed:
-                self._homes.completed(shard, key)
-            elif self._shards.get(shard, {}).get(key) is call:
+            if call.taken or self._shards.get(shard, {}).get(key) is not call:
+                pass
+            elif call.claimed:
                 self._release(shard, key, call)
+            elif call.early is not None:
+                self._ready.setdefault(shard, {})[key] = call
+            else:
+                self._homes.completed(shard, key)
             self._lock.notify_all()
 
     def _place(self, shard: bytes, key: str, queue: bytes | None) -> None:
@@ -365,7 +448,7 @@ class Calls:
             self._queues.setdefault(shard, Queues()).add(queue, key)
 
     def _want(self, shard: bytes, key: str, call: RunningCall, queue: bytes | None) -> None:
-        call.claimed, call.taken, call.queue = True, False, queue
+        call.claimed, call.taken, call.early, call.queue = True, False, None, queue
         if call.future.done():
             self._release(shard, key, call)
 
@@ -404,7 +487,10 @@ class Calls:
         self._next_sweep_ms = now_ms + ORPHAN_GRACE_MS
         for shard, calls in self._shards.items():
             old = [
-                key for key, call in calls.items() if call.deadline_ms + ORPHAN_GRACE_MS < now_ms and call.future.done()
+                key
+                for key, call in calls.items()
+                if call.deadline_ms + (LEFT_GRACE_MS if call.has_left_ahead else ORPHAN_GRACE_MS) < now_ms
+                and call.future.done()
             ]
             for key in old:
                 self._forget(shard, key)

@@ -5,17 +5,20 @@ that changes the shard writes a new token. The first touch of a shard in a bundl
 that memory wrote last, then the bundle that wrote it failed, or another instance of the step changed the shard since, and
 memory is built again from the bag. An outcome that was handed out stays in this process until a later bundle sees the token
 written with it; until then it can be handed out again. docs/adr/0003 has the reasons and what loses events without this.
+
+An event whose outcome leaves ahead of its record never comes into state: until the record arrives, it is the runner that keeps it
+(docs/adr/0027). The token is written for it all the same.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from transforms.ask.calls import Calls
+from transforms.ask.calls import ANY, Calls
 from transforms.ask.outcomes import prompt_failure
 from transforms.remote.client import Call, Outcome
 
@@ -66,6 +69,21 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     attempts: int
     payload: bytes
     queue: bytes | None = None
+
+
+class Leaving(NamedTuple):
+    """An event that leaves with its outcome.
+
+    Its record is `payload`, encoded, as it was in state; or `record` itself, where that is still on its way, and `payload` None.
+    `started_ms` is when the event was taken, or its call started, whichever came first.
+    """
+
+    id: str
+    event_time_us: int
+    started_ms: int
+    outcome: Outcome
+    payload: bytes | None
+    record: Any = None
 
 
 class _Item(msgspec.Struct, array_like=True):
@@ -131,13 +149,18 @@ class Shard:
             self._unconfirmed.clear()
             return
         self._head = head
-        self._rebuild(cell, bag)
+        self._rebuild(cell, bag, follows=self._calls.follows(self.key, head.token))
         self._is_new = False
 
     @property
     def pending(self) -> int:
         """How many events have not been handed out."""
         return len(self._entries)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether an outcome may come: of an event that has not been handed out, or of one whose record is on its way."""
+        return bool(self._entries) or self._calls.expects(self.key)
 
     @property
     def quiet_ms(self) -> int:
@@ -170,9 +193,9 @@ class Shard:
         return self._head.watchdog_us
 
     @property
-    def oldest_us(self) -> int:
-        """The earliest event time of what is pending, in Unix microseconds. Raises ValueError where nothing is."""
-        return min(entry.event_time_us for entry in self._entries.values())
+    def oldest_us(self) -> int | None:
+        """The earliest event time of what is pending, in Unix microseconds; None where nothing is."""
+        return min((entry.event_time_us for entry in self._entries.values()), default=None)
 
     def mark_tick(self, cell: Cell, tick_us: int, hold_us: int) -> None:
         """Remembers, with the bundle, that the timer that hands out outcomes is set, for when, and what it holds."""
@@ -207,20 +230,24 @@ class Shard:
         event_id: str,
         event_time_us: int,
         deadline_ms: int,
-        payload: bytes,
+        encode: Callable[[], bytes],
         make_call: MakeCall,
         queue: bytes | None = None,
+        ticket: int = ANY,
     ) -> None:
-        """Takes an event into state and starts its call, or finds the call that was started for it.
+        """Takes an event into state and starts its call, or finds the call that was started for it, by its `ticket`.
 
-        The event's time, and its deadline, began with the call that was found. `make_call` is used this once; a call that must be
-        made again comes from the shard's own. With a `queue` the event leaves after those that were taken into it before.
+        An event whose outcome has left ahead is not taken. The time of any other, and its deadline, began with the call that was
+        found. `encode` gives what is kept of the record. `make_call` is used this once; a call that must be made again comes from
+        the shard's own. With a `queue` the event leaves after those that were taken into it before.
         """
         key, occurrence = event_id, 1
-        while self._is_used(key):
+        while self._is_used(key) or self._calls.is_anothers(self.key, key, ticket):
             key, occurrence = f"{event_id}\x00{occurrence}", occurrence + 1
         now_ms = self._calls.clock.now_ms()
         found = self._calls.claim(self.key, key, queue)
+        if found is not None and found.has_left_ahead:
+            return
         early_ms = 0 if found is None else max(0, deadline_ms - found.deadline_ms)
         entry = Entry(
             number=self._head.next_number,
@@ -230,7 +257,7 @@ class Shard:
             taken_ms=now_ms - early_ms,
             deadline_ms=deadline_ms - early_ms,
             attempts=0,
-            payload=payload,
+            payload=encode(),
             queue=queue,
         )
         self._head.next_number += 1
@@ -242,16 +269,28 @@ class Shard:
         if found is None:
             self._start(entry, make_call)
 
-    def hand_out(self, cell: Cell, bag: Bag) -> list[tuple[Entry, Outcome]]:
-        """The outcomes that have come in, each removed from the shard's state with this bundle."""
-        ready = [(self._entries[key], call) for key, call in self._calls.ready(self.key) if key in self._entries]
-        if ready:
-            entries = [entry for entry, _ in ready]
-            self._calls.take(self.key, [entry.key for entry in entries])
+    def hand_out(self, cell: Cell, bag: Bag) -> list[Leaving]:
+        """What can leave now. With this bundle it is out of the shard's state, or never comes into it."""
+        leaving, entries, keys = [], [], []
+        for key, call in self._calls.ready(self.key):
+            entry, early = self._entries.get(key), call.early
+            if entry is not None:
+                entries.append(entry)
+                outcome = call.future.result()
+                leaving.append(Leaving(entry.id, entry.event_time_us, entry.taken_ms, outcome, entry.payload))
+            elif early is not None:
+                outcome = call.future.result()
+                leaving.append(Leaving(key, early.event_time_us, early.started_ms, outcome, None, early.record))
+            else:
+                continue
+            keys.append(key)
+        if leaving:
+            self._calls.take(self.key, keys)
             self._quiet_since_ms = self._calls.clock.now_ms()
-            self._remove(entries, cell, bag)
+            self._remove(entries, bag)
+            self._write_head(cell)
         self._call_overdue()
-        return [(entry, call.future.result()) for entry, call in ready]
+        return leaving
 
     def _call_overdue(self) -> None:
         """Calls again for an event long past its deadline whose call this process forgot.
@@ -273,7 +312,9 @@ class Shard:
         else:
             self._calls.start(self.key, entry.key, call, queue=entry.queue)
 
-    def _remove(self, entries: list[Entry], cell: Cell, bag: Bag) -> None:
+    def _remove(self, entries: list[Entry], bag: Bag) -> None:
+        if not entries:
+            return
         for entry in entries:
             del self._entries[entry.key]
             self._unconfirmed.add(entry.key)
@@ -282,9 +323,8 @@ class Shard:
             self._write_bag(bag)
         else:
             bag.add(_encode(_Item(done=tuple(entry.number for entry in entries))))
-        self._write_head(cell)
 
-    def _rebuild(self, cell: Cell, bag: Bag) -> None:
+    def _rebuild(self, cell: Cell, bag: Bag, *, follows: bool) -> None:
         """Memory from state. Calls of this process are found again; the others start again, one more attempt used up."""
         items = [_decode_item(item) for item in bag.read()]
         done = {number for item in items for number in item.done}
@@ -292,7 +332,8 @@ class Shard:
         self._done_in_bag = len(done)
         self._unconfirmed.clear()
         self._entries = {entry.key: entry for entry in sorted(entries, key=lambda entry: entry.number)}
-        lost = self._calls.reattach(self.key, {key: entry.queue for key, entry in self._entries.items()})
+        queues = {key: entry.queue for key, entry in self._entries.items()}
+        lost = self._calls.reattach(self.key, queues, follows=follows)
         for key in lost:
             entry = self._entries[key]
             entry = self._entries[key] = msgspec.structs.replace(entry, attempts=entry.attempts + 1)
@@ -311,4 +352,5 @@ class Shard:
         if not self._wrote_token:
             self._head.token = os.urandom(8)
             self._wrote_token = True
+            self._calls.wrote(self.key, self._head.token)
         cell.write(_encode(self._head))

@@ -6,7 +6,8 @@ which holds the watermark at the earliest event time under way; and one at the e
 still under way when the input ends or the job is drained. With the first alone, everything under way at the end is lost and the job
 still succeeds (docs/adr/0003).
 
-A call starts when its event is given a shard, before the runner has moved it to where it is kept (docs/adr/0010).
+A call starts when its event is given a shard, before the runner has moved it to where it is kept (docs/adr/0010), and an outcome
+that is there before its record does not wait for it (docs/adr/0027).
 """
 
 from __future__ import annotations
@@ -28,26 +29,29 @@ from transforms.ask import calls
 from transforms.ask.bundlewise import AskInBundles
 from transforms.ask.holds import AT_ONCE, set_timer
 from transforms.ask.outcomes import ANSWERED, FAILED, to_record
-from transforms.ask.shard import Entry, Shard
+from transforms.ask.shard import Entry, Leaving, Shard
 from transforms.ask.shards import shard_of, shard_of_key
 from transforms.ask.turns import Turns
 from transforms.ask.windows import KeepWindows, RestoreWindows, Second
+from transforms.bundle_inputs import take_input_without_waiting
 from transforms.coders import coder_of
 from transforms.execution_times import end_without_sampling
 from transforms.metrics import NAMESPACE, BeamBridge
 from transforms.records import Answer, CallFailure
-from transforms.remote.client import Call, Outcome
+from transforms.remote.client import Call
 from transforms.remote.questions import Question
 from transforms.remote.settings import ModelSettings
 from transforms.state_cache import weigh_without_modules
 
 DEFAULT_SHARDS = 8
 DEFAULT_TICK_MS = 20
-DEFAULT_LISTEN_MS = 50
+DEFAULT_LISTEN_MS = 200
 DEFAULT_MAX_PENDING = 1_000
 
 WATCHDOG_US = 3_000_000
 """How long at least the watchdog waits for a tick, in microseconds; twice as long at most."""
+
+_HOLDS_NOTHING_US = GlobalWindow().max_timestamp().micros
 
 MODES = ("timers", "bundles")
 
@@ -175,7 +179,8 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
         else:
             common["order_key_of"] = None if self._order_key_of is None else of(self._order_key_of)
             shard = beam.ParDo(_Shard(shards=self._shards, **common))
-            asking = records | "Shard" >> shard.with_output_types(beam.typehints.Tuple[bytes, record_type])
+            ticketed = beam.typehints.Tuple[int, record_type]
+            asking = records | "Shard" >> shard.with_output_types(beam.typehints.Tuple[bytes, ticketed])
             ask = beam.ParDo(
                 _Ask(
                     coder=coder_of(record_type),
@@ -228,18 +233,22 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
     def teardown(self) -> None:
         calls.release(self._step)
 
-    def process(self, record: Any) -> Iterator[tuple[bytes, Any]]:
-        event_id = self._id_of(record)
-        shard, is_home = self._shard(event_id, record)
+    def process(
+        self, record: Any, timestamp: Any = beam.DoFn.TimestampParam
+    ) -> Iterator[tuple[bytes, tuple[int, Any]]]:
+        event_id, order_key = self._id_of(record), self._order_key_of(record) if self._order_key_of else None
+        shard, is_home = self._shard(event_id, order_key)
         call = self._call(event_id, record) if is_home else None
+        ticket = calls.ANY
         if call is not None:
             wait_below(self._calls, self._max_pending)
-            self._calls.start_early(shard, event_id, call)
-        yield shard, record
+            # What keeps an order takes its place when it arrives.
+            early = calls.Early(record, Timestamp.of(timestamp).micros, self._calls.clock.now_ms())
+            ticket = self._calls.start_early(shard, event_id, call, early if order_key is None else None)
+        yield shard, (ticket, record)
 
-    def _shard(self, event_id: str, record: Any) -> tuple[bytes, bool]:
+    def _shard(self, event_id: str, order_key: bytes | None) -> tuple[bytes, bool]:
         """The shard of a record, and whether it is at home here. With an order to keep, it depends on the order key alone."""
-        order_key = self._order_key_of(record) if self._order_key_of else None
         if order_key is not None:
             shard = shard_of_key(order_key, self._shards)
             return shard, self._calls.is_home(shard)
@@ -303,6 +312,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         weigh_without_modules()
         end_without_sampling()
+        take_input_without_waiting()
         self._calls = calls.acquire(self._step, self._model, self._make_caller)
         self._instance = self._calls.new_instance()
         self._memory: dict[bytes, Shard] = {}
@@ -327,7 +337,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
 
     def process(
         self,
-        element: tuple[bytes, Any],
+        element: tuple[bytes, tuple[int, Any]],
         timestamp: Any = beam.DoFn.TimestampParam,
         cell: Any = beam.DoFn.StateParam(CELL),
         bag: Any = beam.DoFn.StateParam(BAG),
@@ -335,31 +345,34 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         watchdog: Any = beam.DoFn.TimerParam(WATCHDOG),
         end: Any = beam.DoFn.TimerParam(END),
     ) -> Iterator[Any]:
-        key, record = element
+        key, (ticket, record) = element
         event_time = Timestamp.of(timestamp)
         shard = self._touch(key, cell, bag)
+        # What is there leaves first, maybe with this very record's outcome, which then need not go into state.
+        yield from self._hand_out_ready(shard, cell, bag)
         shard.take(
             cell,
             bag,
             self._id_of(record),
             event_time.micros,
             _deadline_ms(self._calls, self._model),
-            self._coder.encode(record),
+            lambda: self._coder.encode(record),
             lambda entry: _call(entry, self._ask(record)),
             self._order_key_of(record) if self._order_key_of else None,
+            ticket,
         )
-        if not shard.end_set:
-            end.set(GlobalWindow().max_timestamp())
-            shard.mark_end(cell, is_set=True)
-        if not shard.tick_set:
-            self._set_tick(shard, cell, tick, watchdog)
-        elif event_time.micros < shard.hold_us:
-            # Its time stays: a timer that is moved by each record would never fire.
-            set_timer(tick, shard.tick_us, event_time.micros, AT_ONCE)
-            shard.mark_tick(cell, shard.tick_us, event_time.micros)
-        if self._calls.has_ready(key):
-            # Its outcome was there before it, and no turn may come for a while.
-            yield from self._hand_out(shard, cell, bag)
+        if shard.awaits:
+            if not shard.end_set:
+                end.set(GlobalWindow().max_timestamp())
+                shard.mark_end(cell, is_set=True)
+            if not shard.tick_set:
+                self._set_tick(shard, cell, tick, watchdog)
+            elif event_time.micros < shard.hold_us and shard.pending:
+                # Its time stays: a timer that is moved by each record would never fire.
+                set_timer(tick, shard.tick_us, event_time.micros, AT_ONCE)
+                shard.mark_tick(cell, shard.tick_us, event_time.micros)
+        # Where it waits for its record, the outcome of this one was there before it, and no turn may come for a while.
+        yield from self._hand_out_ready(shard, cell, bag)
         yield from self._wait_below_bound(shard, cell, bag)
 
     @on_timer(TICK)  # type: ignore[untyped-decorator]
@@ -398,12 +411,13 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         clock = self._calls.clock
         until_s = clock.monotonic_s() + self._listen_s
         yield from self._hand_out(shard, cell, bag)
-        while shard.pending and (rest_s := until_s - clock.monotonic_s()) > 0:
+        while shard.awaits and (rest_s := until_s - clock.monotonic_s()) > 0:
             if self._turns.wait(rest_s, partial(self._wait, key)):
                 yield from self._hand_out(shard, cell, bag)
             else:
                 break
-        if shard.pending:
+        # Without the timer of the end nobody would clear this one there.
+        if shard.pending or (shard.end_set and shard.awaits):
             self._set_tick(shard, cell, tick, watchdog)
         else:
             shard.mark_no_tick(cell)
@@ -461,11 +475,13 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         # Each tick is a bundle, with a round trip to the runner. While a slow model gives nothing, ticks a tenth of the wait
         # apart cost little, and delay a result by a tenth of what it took, by ten ticks at most.
         delay_us = min(max(1_000, shard.quiet_ms * 100), 10 * self._tick_us)
-        tick_us, hold_us = self._calls.clock.now_ms() * 1_000 + delay_us, shard.oldest_us
+        tick_us = self._calls.clock.now_ms() * 1_000 + delay_us
+        # A record that is on its way is held by the runner.
+        hold_us = _HOLDS_NOTHING_US if shard.oldest_us is None else shard.oldest_us
         set_timer(tick, tick_us, hold_us, AT_ONCE)
         if shard.watchdog_us < tick_us + WATCHDOG_US:
             # Always ahead of the ticks, so that it fires only when they do not. It holds nothing: it may outlast what is under way.
-            set_timer(watchdog, tick_us + 2 * WATCHDOG_US, GlobalWindow().max_timestamp().micros)
+            set_timer(watchdog, tick_us + 2 * WATCHDOG_US, _HOLDS_NOTHING_US)
             shard.mark_watchdog(cell, tick_us + 2 * WATCHDOG_US)
         shard.mark_tick(cell, tick_us, hold_us)
 
@@ -478,14 +494,18 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
                 self._calls.wait_for_completion(seen, timeout_s=1.0)
 
     def _hand_out(self, shard: Shard, cell: Any, bag: Any) -> Iterable[Any]:
-        for entry, outcome in shard.hand_out(cell, bag):
-            yield self._emit(entry, outcome)
+        for leaving in shard.hand_out(cell, bag):
+            yield self._emit(leaving)
 
-    def _emit(self, entry: Entry, outcome: Outcome) -> Any:
-        record = self._coder.decode(entry.payload)
-        event_time = Timestamp(micros=entry.event_time_us)
+    def _hand_out_ready(self, shard: Shard, cell: Any, bag: Any) -> Iterable[Any]:
+        if self._calls.has_ready(shard.key):
+            yield from self._hand_out(shard, cell, bag)
+
+    def _emit(self, leaving: Leaving) -> Any:
+        record = leaving.record if leaving.payload is None else self._coder.decode(leaving.payload)
+        event_time, outcome = Timestamp(micros=leaving.event_time_us), leaving.outcome
         self._requests.inc(outcome.attempts)
-        made = to_record(outcome, self._model.model, float(self._calls.clock.now_ms() - entry.taken_ms))
+        made = to_record(outcome, self._model.model, float(self._calls.clock.now_ms() - leaving.started_ms))
         if isinstance(made, CallFailure):
             self._failures.inc()
             return beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, made), event_time))
