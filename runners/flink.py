@@ -107,12 +107,9 @@ def master(arguments: Sequence[str]) -> str | None:
 
 
 def parallelism(arguments: Sequence[str]) -> int:
-    """The job's parallelism, ours by default; 0 where it is left to the cluster. Raises SettingsError for what is no number."""
+    """The job's parallelism among flags that Beam has read, ours by default; 0 where it is left to the cluster (-1)."""
     value = value_of(arguments, "--parallelism")
-    try:
-        return DEFAULT_PARALLELISM if value is None else max(0, int(value))
-    except ValueError:
-        raise SettingsError(f"--parallelism={value}: is not a number.") from None
+    return DEFAULT_PARALLELISM if value is None else max(0, int(value))
 
 
 def _check(arguments: Sequence[str], engine: str) -> None:
@@ -120,7 +117,6 @@ def _check(arguments: Sequence[str], engine: str) -> None:
         raise SettingsError(
             "--load_balance_bundles: moves bundles of a shard between workers, which the asynchronous step cannot have; leave it out."
         )
-    parallelism(arguments)
     most = value_of(arguments, "--max_parallelism")
     if most is not None and most != str(MAX_PARALLELISM):
         raise SettingsError(

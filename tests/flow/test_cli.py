@@ -158,7 +158,7 @@ WRONG: dict[str, tuple[Sequence[str], str]] = {
     "another max_parallelism": (["--runner=FlinkRunner", "--max_parallelism=64"], r"--max_parallelism=64: must be 128"),
     "a parallelism that is no number": (
         ["--runner=FlinkRunner", "--parallelism=two"],
-        r"--parallelism=two: is not a n",
+        r"Argument --parallelism: invalid int",
     ),
     "Flink's address without a port": (
         ["--runner=FlinkRunner", "--flink_master=host"],

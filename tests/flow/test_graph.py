@@ -316,3 +316,9 @@ def test_a_function_that_is_not_importable_is_found(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(globals(), "SUPPORT", case)
     found = own(pickled(graph(ARGUMENTS["flink"]())))
     assert any("_make_function" in strings for strings in found.values())
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], 2), (["--parallelism=3"], 3), (["--parallelism", "-1"], 0)])
+def test_the_parallelism_of_a_job_is_known(given: list[str], expected: int) -> None:
+    """As many shards of a Kafka source read as there are subtasks; all where the cluster says how many those are."""
+    assert flink.parallelism(given) == expected
