@@ -101,8 +101,8 @@ def test_memory_that_is_believed_loses_events(
 
     def forgetful(self: Shard, cell: Any, bag: Any) -> Any:
         out = kept(self, cell, bag)
-        for entry, _ in out:
-            self._calls.drop(self.key, entry.key)
+        for leaving in out:
+            self._calls.drop(self.key, leaving.id)
         return out
 
     monkeypatch.setattr(Shard, "hand_out", forgetful)

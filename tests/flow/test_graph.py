@@ -178,7 +178,10 @@ def test_a_fallback_adds_steps_and_renames_none() -> None:
 
 @pytest.mark.parametrize("runner", ARGUMENTS)
 def test_keyed_records_have_coders_that_last(runner: str) -> None:
-    """Into the stateful steps go pairs of bytes and a record in MessagePack; nothing that is pickled is in their state."""
+    """Into the stateful steps go pairs of bytes and a record in MessagePack; nothing that is pickled is in their state.
+
+    With the record of a call goes its ticket, a number.
+    """
     proto = graph_for(runner)
     for name, record_type in STATEFUL.items():
         (step,) = (found for found in proto.components.transforms.values() if found.unique_name == name)
@@ -187,6 +190,10 @@ def test_keyed_records_have_coders_that_last(runner: str) -> None:
         assert pair.spec.urn == "beam:coder:kv:v1"
         key, value = (proto.components.coders[one] for one in pair.component_coder_ids)
         assert key.spec.urn == "beam:coder:bytes:v1"
+        if name.endswith("/Calls"):
+            assert value.spec.urn == "beam:coder:kv:v1"
+            ticket, value = (proto.components.coders[one] for one in value.component_coder_ids)
+            assert ticket.spec.urn == "beam:coder:varint:v1"
         assert record_coder(key=value).record_type is record_type, name
 
 
