@@ -25,7 +25,7 @@ from apache_beam.transforms.window import GlobalWindow, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 from confluent_kafka import Consumer, KafkaException, Message
 
-from transforms.ask.holds import AT_ONCE, set_timer
+from transforms.ask.holds import AT_ONCE, HOLDS_NOTHING_US, set_timer
 from transforms.ask.shards import shard_keys
 from transforms.ask.turns import Turns
 from transforms.bundle_inputs import take_input_without_waiting
@@ -279,7 +279,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         watermark_us = partitions.watermark_us(now_us)
         if watermark_us is None:
             # Nothing to read, and nothing to hold: it is looked for new partitions alone.
-            self._set_turn(key, turn, watchdog, GlobalWindow().max_timestamp().micros, round(LOOK_S * 1e6))
+            self._set_turn(key, turn, watchdog, HOLDS_NOTHING_US, round(LOOK_S * 1e6))
         else:
             self._set_turn(key, turn, watchdog, watermark_us, 0)
 
@@ -345,7 +345,7 @@ class _Read(beam.DoFn):  # type: ignore[misc]
         if self._watchdog_us.get(key, 0) < turn_us + WATCHDOG_US:
             # Always ahead of the turns, so that it fires only when they do not. It holds nothing.
             self._watchdog_us[key] = turn_us + 2 * WATCHDOG_US
-            set_timer(watchdog, self._watchdog_us[key], GlobalWindow().max_timestamp().micros)
+            set_timer(watchdog, self._watchdog_us[key], HOLDS_NOTHING_US)
 
 
 _EARLIEST_US = 0

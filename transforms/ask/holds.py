@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import Timestamp
 
 # Where Beam's `OutputTimer` keeps the time that becomes `hold_timestamp`. DirectRunner has timers of another kind, and no holds.
 HOLD = "_input_timestamp"
 
+HOLDS_NOTHING_US = GlobalWindow().max_timestamp().micros
+"""What a timer holds that is to hold nothing, in Unix microseconds: the end of the global window."""
 
 AT_ONCE = "." * 4_096
 """A tag that makes a timer's message so long that it goes to the worker at once when it fires, with what was given before it.

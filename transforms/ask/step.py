@@ -27,7 +27,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from transforms.ask import calls
 from transforms.ask.bundlewise import AskInBundles
-from transforms.ask.holds import AT_ONCE, set_timer
+from transforms.ask.holds import AT_ONCE, HOLDS_NOTHING_US, set_timer
 from transforms.ask.outcomes import ANSWERED, FAILED, to_record
 from transforms.ask.shard import Entry, Leaving, Shard
 from transforms.ask.shards import shard_of, shard_of_key
@@ -50,8 +50,6 @@ DEFAULT_MAX_PENDING = 1_000
 
 WATCHDOG_US = 3_000_000
 """How long at least the watchdog waits for a tick, in microseconds; twice as long at most."""
-
-_HOLDS_NOTHING_US = GlobalWindow().max_timestamp().micros
 
 MODES = ("timers", "bundles")
 
@@ -477,11 +475,12 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         delay_us = min(max(1_000, shard.quiet_ms * 100), 10 * self._tick_us)
         tick_us = self._calls.clock.now_ms() * 1_000 + delay_us
         # A record that is on its way is held by the runner.
-        hold_us = _HOLDS_NOTHING_US if shard.oldest_us is None else shard.oldest_us
+        oldest_us = shard.oldest_us
+        hold_us = HOLDS_NOTHING_US if oldest_us is None else oldest_us
         set_timer(tick, tick_us, hold_us, AT_ONCE)
         if shard.watchdog_us < tick_us + WATCHDOG_US:
             # Always ahead of the ticks, so that it fires only when they do not. It holds nothing: it may outlast what is under way.
-            set_timer(watchdog, tick_us + 2 * WATCHDOG_US, _HOLDS_NOTHING_US)
+            set_timer(watchdog, tick_us + 2 * WATCHDOG_US, HOLDS_NOTHING_US)
             shard.mark_watchdog(cell, tick_us + 2 * WATCHDOG_US)
         shard.mark_tick(cell, tick_us, hold_us)
 
