@@ -97,7 +97,8 @@ class _Step:
             identity = records.id_of(number)
             shard, cell, bag = self._shards[shard_of(identity, step.DEFAULT_SHARDS)]
             encode = partial(records.event, identity, now_ms * 1_000)
-            shard.take(cell, bag, identity, 0, now_ms + round(_DEADLINE_S * 1e3), encode, _call)
+            deadline_ms = now_ms + round(_DEADLINE_S * 1e3)
+            shard.take(cell, bag, identity, 0, deadline_ms, encode, _call, asked=lambda: None)
 
     def hand_out(self) -> int:
         """A bundle that gives what is done; returns how many were answered."""

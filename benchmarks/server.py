@@ -25,7 +25,8 @@ from transforms.remote.loop import new_event_loop
 
 LARGEST_BYTES = 4 << 20
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_KEY = re.compile(rb"\r\nidempotency-key: *([^\r]+)", re.IGNORECASE)
+# Ours names the model behind the event's id, for which the latency is drawn for every contestant.
+_KEY = re.compile(rb"\r\nidempotency-key: *([^\r]+?)(?::[^:\r]+-[0-9a-f]{8})?(?:\r|\Z)", re.IGNORECASE)
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 411: "Length Required", 429: "Too Many Requests"}
 
 

@@ -18,7 +18,8 @@ from transforms.enrich.database import DatabaseSettings
 from transforms.enrich.lookups import LookupSettings
 from transforms.feedback import JoinFeedback
 from transforms.metrics import RECORDS_IN
-from transforms.records import Answer, DeadLetter, OutputRecord, SourceRecord
+from transforms.records import Answer, DeadLetter, OutputRecord, SourceRecord, traceparent_of
+from transforms.remote.questions import Question
 from transforms.remote.settings import ModelSettings
 from transforms.repeats import DEFAULT_MEMORY_S, DropRepeats, is_replayed
 from transforms.tally import TallyByWindow
@@ -47,7 +48,7 @@ class Steps:
     @property
     def resources(self) -> Resources:
         """What the steps of a case get of it."""
-        return Resources(self.models, self.orders, self.lookups, self.ask_options, self.make_caller)
+        return Resources(self.models, self.orders, self.lookups, self.ask_options, self.make_caller, self.keeps_order)
 
 
 def build(
@@ -83,6 +84,7 @@ def build(
         case.ask,
         case.event_id,
         order_key_of=_KeyOf(case.source_of) if steps.keeps_order else None,
+        traceparent_of=_TraceOf(case.source_of),
         make_caller=steps.make_caller,
         **steps.ask_options,
     )
@@ -160,15 +162,28 @@ def repaired(outputs: beam.PCollection, case: Case, steps: Steps) -> Roads:
 def _tried_again(
     outputs: beam.PCollection, case: Case, steps: Steps, repair: Repair, model: ModelSettings, labels: _TryLabels
 ) -> Roads:
-    sorted_ = outputs | labels.sort >> beam.ParDo(_Sort(repair)).with_outputs(_WRONG, main=_FINE)
-    fine, wrong = sorted_[_FINE], sorted_[_WRONG]
-    fine.element_type = wrong.element_type = case.output_type
+    ask: Callable[[Any], Question | None] = repair.ask
+    check: Callable[[tuple[Any, Answer]], Any] = repair.check
+    fine, wrong, order_key_of = [], outputs, None
+    if steps.keeps_order:
+        # All of them go through the step, which asks about some: the others wait behind these for their turn.
+        ask, check, order_key_of = _AskWhereNeeded(repair), _CheckWhereNeeded(repair), _KeyOf(case.output_source)
+    else:
+        sorted_ = outputs | labels.sort >> beam.ParDo(_Sort(repair)).with_outputs(_WRONG, main=_FINE)
+        fine, wrong = [sorted_[_FINE]], sorted_[_WRONG]
+        fine[0].element_type = wrong.element_type = case.output_type
     again = wrong | labels.ask >> AskModel(
-        model, repair.ask, repair.id_of, make_caller=steps.make_caller, **steps.ask_options
+        model,
+        ask,
+        repair.id_of,
+        order_key_of=order_key_of,
+        traceparent_of=_TraceOf(case.output_source),
+        make_caller=steps.make_caller,
+        **steps.ask_options,
     )
-    checked = again.answered | labels.check >> _over_pairs(case, repair.check)
+    checked = again.answered | labels.check >> _over_pairs(case, check)
     given_up = again.failed | labels.give_up >> _over_pairs(case, repair.give_up)
-    good = (fine, checked.good, given_up.good) | labels.join >> beam.Flatten()
+    good = (*fine, checked.good, given_up.good) | labels.join >> beam.Flatten()
     return Roads(good, (checked.bad, given_up.bad))
 
 
@@ -256,6 +271,36 @@ class _KeyOf:
 
     def __call__(self, event: Any) -> bytes | None:
         return self._source_of(event).key
+
+
+class _TraceOf:
+    """The trace that the record belongs to which an event came from."""
+
+    def __init__(self, source_of: Callable[[Any], SourceRecord]) -> None:
+        self._source_of = source_of
+
+    def __call__(self, event: Any) -> str | None:
+        return traceparent_of(self._source_of(event))
+
+
+class _AskWhereNeeded:
+    """What is asked about an output that needs another try; None about the others."""
+
+    def __init__(self, repair: Repair) -> None:
+        self._repair = repair
+
+    def __call__(self, output: Any) -> Question | None:
+        return self._repair.ask(output) if self._repair.needed(output) else None
+
+
+class _CheckWhereNeeded:
+    """An output about which nothing was asked, as it is; with an answer, what takes its place."""
+
+    def __init__(self, repair: Repair) -> None:
+        self._repair = repair
+
+    def __call__(self, answered: tuple[Any, Answer]) -> Any:
+        return answered[0] if answered[1].source == "none" else self._repair.check(answered)
 
 
 class _First:

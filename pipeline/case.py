@@ -26,7 +26,8 @@ from transforms.tally import Tally
 class Resources:
     """What the steps of a case may need besides the model that answers, where it is configured.
 
-    `models` are those of models.yaml by role, `orders` the database of orders; `ask_options` are for every `AskModel`.
+    `models` are those of models.yaml by role, `orders` the database of orders; `ask_options` are for every `AskModel`. With
+    `keeps_order` events of one Kafka key must leave each step in the order in which they came to it.
     """
 
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class Resources:
     lookups: LookupSettings = field(default_factory=LookupSettings)
     ask_options: Mapping[str, Any] = field(default_factory=dict)
     make_caller: MakeCaller = make_client
+    keeps_order: bool = False
 
 
 @dataclass(frozen=True)

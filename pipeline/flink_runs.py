@@ -183,7 +183,7 @@ class _Job:
             began_s = time.monotonic()
             pipeline = beam.Pipeline(options=self._options())
             read = self._reader(settings.input, consumer_config)
-            steps = runs.steps_of(settings, self._case, model)
+            steps = runs.steps_of(settings, self._case, model, self._processes())
             feedback = runs.feedback_of(settings, self._case)
             read_feedback = None if feedback is None else self._reader(feedback, consumer_config)
             build(pipeline, self._case, read, runs.writer(settings), steps, read_feedback)
@@ -202,6 +202,13 @@ class _Job:
                 if self._saved is None:
                     result.wait_until_finish()
             return self._conclude(result, progress, lambda: self._read_since(began_at, consumer_config))
+
+    def _processes(self) -> int:
+        """In how many worker processes the job runs at most: each TaskManager that it may use has so many as Beam is told."""
+        arguments = self._settings.beam_arguments
+        task_managers = 1 if self._engine.rest is None else self._engine.rest.task_managers()
+        used = min(task_managers, flink.parallelism(arguments) or task_managers)
+        return max(1, used) * flink.worker_processes(arguments)
 
     def _positions(self, config: Mapping[str, str]) -> dict[tuple[str, int], int]:
         """Where the job's consumer group stands in each partition; nothing for files."""

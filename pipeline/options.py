@@ -19,7 +19,7 @@ import runners
 from pipeline.case import Case
 from pipeline.registry import CASES, case_named
 from pipeline.settings import Files, Kafka, KafkaConfig, Settings
-from runners.runner import Runner
+from runners.runner import Runner, value_of
 from transforms.ask.shards import MAX_PARALLELISM
 from transforms.ask.step import DEFAULT_MAX_PENDING, DEFAULT_SHARDS, MODES
 from transforms.enrich.database import DatabaseSettings
@@ -245,6 +245,17 @@ def _check_together(settings: Settings, runner: Runner) -> None:
     if settings.order == "key" and settings.ask_mode == "bundles":
         raise SettingsError(f"--order=key needs --ask_mode=timers, which is not what {settings.runner} runs with here.")
     runner.check(settings.beam_arguments, settings.engine)
+    _check_shards(settings)
+
+
+def _check_shards(settings: Settings) -> None:
+    """Refuses a parallelism at which some subtasks would have no shard."""
+    parallelism = value_of(settings.beam_arguments, "--parallelism") or ""
+    if parallelism.isdigit() and settings.shards < int(parallelism):
+        raise SettingsError(
+            f"--shards={settings.shards} is less than --parallelism={parallelism}, so that some subtasks would do nothing; "
+            f"start the job with --shards={min(MAX_PARALLELISM, 2 * int(parallelism))}, which it keeps for life."
+        )
 
 
 def _check_feedback(settings: Settings, case: Case, runner: Runner) -> None:

@@ -45,7 +45,7 @@ _PROGRESS_EVERY_S = 2.0
 _LOOK_EVERY_S = 0.2
 _READ_WITHIN_S = 10.0
 # DirectRunner hands on what a bundle gives when the bundle has ended, so that it listens and waits in short turns.
-_ON_DIRECT = {"end_slice_s": 0.05, "listen_ms": 50}
+_ON_DIRECT: Mapping[str, Any] = {"end_slice_s": 0.05, "listen_ms": 50}
 _PRISM_RUNS = 3
 
 
@@ -60,11 +60,14 @@ def run(settings: Settings) -> int:
         return _Bounded(settings, console, stop).run()
 
 
-def steps_of(settings: Settings, case: Case, model: ModelSettings, **ask_options: Any) -> Steps:
-    """The settings of the job's steps."""
+def steps_of(settings: Settings, case: Case, model: ModelSettings, processes: int = 1, **ask_options: Any) -> Steps:
+    """The settings of the job's steps, for so many worker processes.
+
+    Raises SettingsError where the quota of a model is too little for them.
+    """
     to_kafka = isinstance(settings.output, Kafka)
     return Steps(
-        model=model,
+        model=model.divided(processes),
         dead_letter_record=dead_letters.to_kafka if to_kafka else dead_letters.to_json,
         repeat_memory_s=settings.repeat_memory_s,
         ask_options={
@@ -74,7 +77,7 @@ def steps_of(settings: Settings, case: Case, model: ModelSettings, **ask_options
             **ask_options,
         },
         topics=settings.topics,
-        models=settings.models or {},
+        models={role: one.divided(processes) for role, one in (settings.models or {}).items()},
         orders=settings.orders or _sample_orders(settings, case),
         lookups=settings.lookups,
         keeps_order=settings.order == "key",
@@ -351,7 +354,7 @@ class _Bounded:
         return conclude(self._console, progress, records, repeats, self._where())
 
     def _steps(self, model: ModelSettings) -> Steps:
-        options = _ON_DIRECT if self._settings.runner == direct.RUNNER.name else {}
+        options: Mapping[str, Any] = _ON_DIRECT if self._settings.runner == direct.RUNNER.name else {}
         return steps_of(self._settings, self._case, model, **options)
 
     def _beam_options(self, stack: ExitStack) -> PipelineOptions:

@@ -112,6 +112,19 @@ def parallelism(arguments: Sequence[str]) -> int:
     return DEFAULT_PARALLELISM if value is None else max(0, int(value))
 
 
+def worker_processes(arguments: Sequence[str]) -> int:
+    """How many worker processes the job has on each TaskManager: Beam's ``--sdk_worker_parallelism``, 1 unless it is said.
+
+    Raises SettingsError for what is no number.
+    """
+    value = value_of(arguments, "--sdk_worker_parallelism")
+    if value is None:
+        return 1
+    if not value.isdigit():
+        raise SettingsError(f"--sdk_worker_parallelism={value}: must be a number of worker processes.")
+    return max(1, int(value))
+
+
 def _check(arguments: Sequence[str], engine: str) -> None:
     if value_of(arguments, "--load_balance_bundles") is not None:
         raise SettingsError(

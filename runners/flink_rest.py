@@ -32,6 +32,10 @@ class FlinkRest:
         """Flink's version, such as ``1.20.5``."""
         return str(self._get("/overview")["flink-version"])
 
+    def task_managers(self) -> int:
+        """How many TaskManagers the cluster has."""
+        return int(self._get("/overview")["taskmanagers"])
+
     def job_named(self, name: str) -> str | None:
         """The id of the youngest job of this name, or None."""
         jobs = [job for job in self._get("/jobs/overview")["jobs"] if job["name"] == name]

@@ -10,8 +10,8 @@
         ├── Transient            may succeed when tried again
         │   ├── Unreachable      no connection, or it broke before a reply was complete
         │   ├── TimedOut         the time allowed for one attempt ran out
-        │   ├── Throttled        the server asked for fewer requests (429, or 503 with Retry-After)
-        │   ├── ServerFailed     any other answer of the 5xx kind, and 408, 409, 425
+        │   ├── Throttled        the server asked for fewer requests (429, or a 503 that asks for time)
+        │   ├── ServerFailed     any other answer of the 5xx kind but 501 and 505, and 408, 409, 425
         │   └── BrokenReply      an answer of the 2xx kind that does not follow the protocol
         ├── Refused              the server will not take this request however often it is sent (other 4xx)
         └── DeadlineExceeded     the event's own deadline passed, whatever was under way

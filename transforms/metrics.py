@@ -156,7 +156,9 @@ def beam_gauges(snapshot: Snapshot, recent: Mapping[Series, Distribution]) -> di
     exact: dict[str, float] = {}
     for instrument, values, value in _instruments(snapshot.gauges):
         name, shown = instrument.beam_name(values), value * instrument.beam_factor
-        exact[name] = max(exact.get(name, 0), shown) if instrument.average else exact.get(name, 0) + shown
+        exact[name] = (
+            max(exact.get(name, 0), shown) if instrument.together == "greatest" else exact.get(name, 0) + shown
+        )
     for (instrument, values), distribution in _by_beam_name(recent).items():
         found = distribution.quantiles(names.QUANTILES)
         for share, quantile in zip(names.QUANTILES, found, strict=False):

@@ -7,6 +7,7 @@ hold it untouched, whatever step wrote it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -59,6 +60,20 @@ class OutputRecord(msgspec.Struct, frozen=True, array_like=True):
     id: str | None = None
 
 
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?", re.ASCII
+)
+
+
+def traceparent_of(source: SourceRecord) -> str | None:
+    """Return the header ``traceparent`` of a record, None where it has none that is one (W3C Trace Context, section 3.2)."""
+    for name, value in source.headers:
+        if name.lower() == "traceparent" and value is not None:
+            text = value.decode("ascii", "replace").strip()
+            return text if _TRACEPARENT.fullmatch(text) else None
+    return None
+
+
 def output_for(source: SourceRecord, topic: str, value: bytes, event_id: str) -> OutputRecord:
     """Return a record to `topic` that goes with a source record: it has its key, headers and event time."""
     return OutputRecord(topic, value, source.key, source.headers, source.event_time_ms, event_id)
@@ -70,9 +85,10 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     `model` is what the server named, `endpoint` its base URL, `attempts` all calls made for the event, `model_ms` the
     duration of the one that gave the answer, `waited_ms` the time from when the step took the event until it handed
     the answer on, `finish_reason` the protocol's word for why the text ends. `role` is that of the model which answered, and
-    `reason` a sentence that says why it was not the first of a chain of fallbacks; `source` is ``call``, ``cache``, ``shared``
-    or ``fixed`` (`remote.client.Source`). `value` is what a model gave that does not write, of MessagePack's plain values.
-    `first_token_ms` is the time to the first piece of a stream.
+    `reason` a sentence that says why it was not the first of a chain of fallbacks; `source` is ``call``, ``cache``, ``shared``,
+    ``fixed`` or ``none`` (`remote.client.Source`). The tokens are those of the reply, also where nobody was asked for it again.
+    `value` is what a model gave that does not write, of MessagePack's plain values. `first_token_ms` is the time to the first
+    piece of a stream.
     """
 
     text: str

@@ -20,6 +20,7 @@ from transforms.remote.inference_messages import (
     ModelReadyResponse,
     ServerReadyResponse,
 )
+from transforms.remote.model_double import event_id_of
 
 DTYPES = {"FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8"}
 
@@ -77,7 +78,7 @@ class GrpcDouble:
     def infer(self, body: bytes, context: Any) -> bytes:
         """Answer one request."""
         metadata = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
-        key = metadata.get("idempotency-key", "")
+        key = event_id_of(metadata.get("idempotency-key", ""))
         self.attempts[key] += 1
         self.metadata.append(metadata)
         self.remaining_s.append(context.time_remaining())

@@ -30,9 +30,10 @@ class LinkDouble:
 
     def __exit__(self, *_: object) -> None:
         self.cut()
-        self._loop.call_soon_threadsafe(self._server.close)
+        self._on_loop(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def cut(self) -> None:
         """Break what is open, and every connection that is made from now on."""
@@ -50,16 +51,28 @@ class LinkDouble:
         for writer in self._open:
             writer.transport.abort()
 
+    async def _end(self) -> None:
+        """End what still carries: a task that nobody waits for would be destroyed with its loop."""
+        self._server.close()
+        carrying = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in carrying:
+            task.cancel()
+        await asyncio.gather(*carrying, return_exceptions=True)
+        # What was aborted is told so in the loop's next turn.
+        await asyncio.sleep(0)
+
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._cut:
             writer.transport.abort()
             return
-        back, forth = await asyncio.open_connection(self._host, self._port)
-        self._open |= {writer, forth}
-        try:
-            await asyncio.gather(self._pass(reader, forth, 0.0), self._pass(back, writer, self._delay_s))
-        finally:
-            self._open -= {writer, forth}
+        # Cancelled is this at the end of the link alone, and asyncio would print it.
+        with contextlib.suppress(asyncio.CancelledError):
+            back, forth = await asyncio.open_connection(self._host, self._port)
+            self._open |= {writer, forth}
+            try:
+                await asyncio.gather(self._pass(reader, forth, 0.0), self._pass(back, writer, self._delay_s))
+            finally:
+                self._open -= {writer, forth}
 
     @staticmethod
     async def _pass(source: asyncio.StreamReader, sink: asyncio.StreamWriter, delay_s: float) -> None:

@@ -8,11 +8,15 @@ import gzip
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from tests.contract.link_double import LinkDouble
 from transforms.errors import BrokenReply, TimedOut, Unreachable
 from transforms.remote import http1_transport, loop
+from transforms.remote import transport as wire
+from transforms.remote.http1 import Connection
 from transforms.remote.http1_transport import Http1Transport
 from transforms.remote.transport import AiohttpTransport, NotConnected
 
@@ -395,6 +399,193 @@ def test_a_stream_that_is_read_to_its_end_leaves_its_connection() -> None:
             await transport.close()
 
     run(main())
+
+
+class LateEnd:
+    """Answers each request with a chunk, and when it is told so with `rest`, which ends the answer."""
+
+    def __init__(self, rest: bytes = b"0\r\n\r\n") -> None:
+        self.rest = rest
+        self.told = asyncio.Event()
+
+    async def __call__(self, server: Server, read: Read, write: Write) -> None:
+        while await server.request(read):
+            write.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            await write.drain()
+            await self.told.wait()
+            self.told.clear()
+            write.write(self.rest)
+            await write.drain()
+
+
+async def taste(transport: Transport, url: str) -> None:
+    """Reads the first of a stream, and leaves it in good order."""
+    async with transport.stream(url, b"question", {}, 10.0) as (_, _, pieces):
+        assert await anext(pieces) == b"abc"
+
+
+def is_reading_on(transport: Transport) -> bool:
+    if isinstance(transport, AiohttpTransport):
+        return bool(transport._reading_on)
+    kept = {connection for idle in transport._idle.values() for connection in idle}
+    return bool(transport._open - kept)
+
+
+async def has_read_on(transport: Transport) -> None:
+    """Waits until no connection is read on."""
+    async with asyncio.timeout(20.0):
+        while is_reading_on(transport):  # noqa: ASYNC110 - the connection tells nobody
+            await asyncio.sleep(0.001)
+
+
+def bound_reading_on(monkeypatch: pytest.MonkeyPatch, **bounds: float) -> None:
+    for name, value in bounds.items():
+        monkeypatch.setattr(wire, name, value)
+        monkeypatch.setattr(http1_transport, name, value)
+
+
+def test_a_stream_left_before_its_end_leaves_its_connection(make: Callable[..., Transport]) -> None:
+    """Nobody waits for the end of the answer, and when it comes the connection is used again."""
+
+    async def main() -> None:
+        transport, script = make(), LateEnd()
+        async with serving(script) as server:
+            for _ in range(10):
+                await taste(transport, server.url)
+                assert is_reading_on(transport)
+                script.told.set()
+                await has_read_on(transport)
+            assert server.connections == 1
+            await transport.close()
+
+    run(main())
+
+
+def test_without_reading_on_each_stream_has_its_own_connection(
+    make: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sibling: where the end is waited for no time at all, the connection is closed."""
+    bound_reading_on(monkeypatch, READ_ON_S=0.0)
+
+    async def main() -> None:
+        transport, script = make(), LateEnd()
+        async with serving(script) as server:
+            for count in (1, 2, 3):
+                await taste(transport, server.url)
+                await has_read_on(transport)
+                script.told.set()
+                await server.ends(count)
+            assert server.connections == 3
+            await transport.close()
+
+    run(main())
+
+
+RESTS = {
+    "too long": b"fffff\r\n" + bytes(0xFFFFF) + b"\r\n0\r\n\r\n",
+    "not HTTP": b"xyz\r\n",
+    "more than was asked for": b"0\r\n\r\n" + sized(b"smuggled"),
+}
+
+
+@pytest.mark.parametrize("form", RESTS)
+def test_a_rest_that_is_none_ends_the_connection(form: str) -> None:
+    """What is read on may not be longer than its bound, must be an answer's rest, and has nothing behind it."""
+
+    async def main() -> None:
+        transport, script = Http1Transport(), LateEnd(RESTS[form])
+        async with serving(script) as server:
+            await taste(transport, server.url)
+            script.told.set()
+            await server.ends(1) if form == "too long" else await has_read_on(transport)
+            assert not transport._open or not any(connection.is_clean for connection in transport._open)
+            await taste(transport, server.url)
+            assert server.connections == 2
+            await transport.close()
+            script.told.set()
+            await server.ends(2)
+
+    run(main())
+
+
+def test_a_stream_left_with_an_error_ends_its_connection(make: Callable[..., Transport]) -> None:
+    """What was read is not as it should be: nothing more of it is wanted."""
+
+    async def main() -> None:
+        transport, script = make(), LateEnd()
+
+        async def fail(url: str) -> None:
+            async with transport.stream(url, b"question", {}, 10.0) as (_, _, pieces):
+                await anext(pieces)
+                raise KeyError
+
+        async with serving(script) as server:
+            with pytest.raises(KeyError):
+                await fail(server.url)
+            assert not is_reading_on(transport)
+            script.told.set()
+            await server.ends(1)
+            await transport.close()
+
+    run(main())
+
+
+def test_closing_ends_what_is_read_on(make: Callable[..., Transport]) -> None:
+    """No task, timer or connection is left behind."""
+
+    async def main() -> None:
+        transport, script = make(), LateEnd()
+        async with serving(script) as server:
+            await taste(transport, server.url)
+            assert is_reading_on(transport)
+            left = list(transport._open if isinstance(transport, Http1Transport) else transport._reading_on)
+            await transport.close()
+            script.told.set()
+            await server.ends(1)
+            assert not is_reading_on(transport)
+            assert all(one._expiry is None if isinstance(one, Connection) else one.done() for one in left)
+
+    run(main())
+
+
+def test_a_connection_that_reads_nothing_is_not_used_again() -> None:
+    """One that was held back because nobody read the answer would be deaf to the next one."""
+
+    async def main() -> None:
+        connection, network = Connection(asyncio.get_running_loop()), Mock()
+        network.is_closing.return_value, network.get_write_buffer_size.return_value = False, 0
+        connection.connection_made(network)
+        for size, is_clean in ((1_000, True), (500_000, False)):
+            connection.send(b"", b"")
+            connection.data_received(sized(bytes(size)))
+            left = Mock()
+            connection.read_on(1.0, 1_000_000, left)
+            left.assert_called_once_with()
+            assert connection.is_clean is is_clean
+
+    run(main())
+
+
+def test_a_link_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """The double of a link ends what it carries, and its loop with it: asyncio has nothing to complain of."""
+
+    async def main() -> None:
+        transport = Http1Transport()
+        async with serving(silence) as server:
+            link = LinkDouble(server.url).__enter__()
+            request = asyncio.create_task(transport.post(link.url, b"question", {}, 20.0))
+            await server.has_read(1)
+            carried = asyncio.all_tasks(link._loop)
+            assert carried
+            await asyncio.to_thread(link.__exit__)
+            assert all(task.done() for task in carried)
+            assert link._loop.is_closed()
+            with pytest.raises(Unreachable):
+                await request
+            await transport.close()
+
+    run(main())
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("form", ["no answer", "cut in the body", "cut in a chunk", "not HTTP"])

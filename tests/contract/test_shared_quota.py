@@ -10,6 +10,7 @@ import pytest
 from tests.contract.redis_server import RedisServer
 from transforms.errors import SettingsError
 from transforms.remote.clock import SystemClock
+from transforms.remote.fakes import VirtualClock
 from transforms.remote.quota import Quota, QuotaSettings, Reservation
 from transforms.remote.quota_redis import LEASE, SharedQuota, SharedQuotaSettings, open_shared_quota
 
@@ -80,7 +81,7 @@ def test_one_alone_gets_all_and_two_that_want_all_get_half(redis_url: str) -> No
         for task in work:
             task.cancel()
         await asyncio.gather(*work, *more, return_exceptions=True)
-        assert (first.state, quota.share) == ("static", 0.5)
+        assert first.state == "kept"
         await asyncio.gather(first.close(), second.close())
 
     asyncio.run(main())
@@ -101,16 +102,16 @@ def test_an_idle_process_leaves_its_part_to_the_others(redis_url: str) -> None:
     asyncio.run(main())
 
 
-def test_without_its_redis_the_static_share_holds(own_redis: RedisServer) -> None:
-    """When the Redis goes the share falls back, and failures are counted; when it is there again, shares are leased again."""
+def test_without_its_redis_what_was_leased_is_kept(own_redis: RedisServer) -> None:
+    """When the Redis goes what was granted last is kept, and failures are counted; when it is there again, shares are leased again."""
 
     async def main() -> None:
         worker, quota = shared(own_redis.url, "away", "a", 4)
         tasks = [asyncio.create_task(worker.run()), asyncio.create_task(consume(quota))]
-        await until(lambda: worker.state == "leased" and quota.share > 0.9)
+        await until(lambda: worker.state == "leased" and worker.leases > 2 and quota.share > 0.9)
         await asyncio.to_thread(own_redis.stop)
-        await until(lambda: worker.state == "static")
-        assert quota.share == 0.25
+        await until(lambda: worker.state == "kept")
+        assert quota.share > 0.9
         assert worker.failures > 0
         assert isinstance(quota.try_reserve(CLOCK.monotonic_s(), 1.0), Reservation | float)
         await asyncio.to_thread(own_redis.start)
@@ -121,6 +122,69 @@ def test_without_its_redis_the_static_share_holds(own_redis: RedisServer) -> Non
         await worker.close()
 
     asyncio.run(main())
+
+
+def test_without_their_redis_several_spend_the_whole_together_and_no_more(own_redis: RedisServer) -> None:
+    """Four processes with the default share of 1 whose Redis goes keep shares above 0 that add up to 1 at most."""
+
+    async def main() -> None:
+        made = [shared(own_redis.url, "together", name, 1) for name in "abcd"]
+        tasks = [asyncio.create_task(worker.run()) for worker, _ in made]
+        tasks += [asyncio.create_task(consume(quota)) for _, quota in made]
+        await until(lambda: all(quota.share > 0.15 for _, quota in made))
+        await asyncio.to_thread(own_redis.stop)
+        await until(lambda: all(worker.state == "kept" for worker, _ in made))
+        assert 0.5 < sum(quota.share for _, quota in made) <= 1.0
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for worker, _ in made:
+            await worker.close()
+
+    asyncio.run(main())
+
+
+class Scripted:
+    """A Redis that grants what it is told, and then is away."""
+
+    def __init__(self, *grants: tuple[str, float, int]) -> None:
+        self._grants = list(grants)
+
+    async def eval(self, script: str, numkeys: int, *keys_and_args: object) -> tuple[str, float, int]:
+        if not self._grants:
+            raise ConnectionError
+        return self._grants.pop(0)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize(
+    ("grants", "state", "share"),
+    [
+        ((), "static", 1.0),
+        (("0.5",), "kept", 0.5),
+        (("0.2", "0.8"), "kept", 0.2),
+        (("0.8", "0.2"), "kept", 0.2),
+        (("0.9", "0.6", "0.7"), "kept", 0.6),
+        (("0.0",), "kept", 0.0625),
+        (("0.0", "0.5"), "kept", 0.0625),
+    ],
+)
+def test_the_smaller_of_the_last_two_grants_is_kept(grants: tuple[str, ...], state: str, share: float) -> None:
+    """So that all keep at most what one period granted; a floor for one that had next to nothing, the settings' before any."""
+    clock = VirtualClock(0)
+    quota = Quota(QuotaSettings(requests_per_min=6000.0))
+    settings = SharedQuotaSettings(url="redis://127.0.0.1:1/0", name="q")
+    worker = SharedQuota(settings, quota, "a", clock, Scripted(*((grant, 5e5, 4) for grant in grants)))
+
+    async def main() -> None:
+        for _ in range(len(grants) + 10):
+            await worker.lease()
+
+    clock.run(main())
+    assert worker.state == state
+    assert quota.share == pytest.approx(share * (60.0 / 61.0 if grants else 1.0))
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ class Runner:
             ask=doubles.ask,
             id_of=doubles.id_of,
             order_key_of=None,
+            traceparent_of=None,
             coder=coder_of(Item),
             tick_ms=20,
             listen_ms=0,

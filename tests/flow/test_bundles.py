@@ -88,6 +88,7 @@ def test_a_bundle_that_failed_leaves_nothing_behind(double: ModelDouble) -> None
         model=model(double.base_url),
         ask=doubles.ask,
         id_of=doubles.id_of,
+        traceparent_of=None,
         max_pending=100,
         make_caller=make_client,
     )

@@ -155,6 +155,10 @@ WRONG: dict[str, tuple[Sequence[str], str]] = {
         ["--runner=FlinkRunner", "--load_balance_bundles"],
         r"--load_balance_bundles: ",
     ),
+    "a subtask without a shard": (
+        ["--runner=FlinkRunner", "--parallelism=12"],
+        r"--shards=8 is less than --parallelism=12, .*--shards=24",
+    ),
     "another max_parallelism": (["--runner=FlinkRunner", "--max_parallelism=64"], r"--max_parallelism=64: must be 128"),
     "a parallelism that is no number": (
         ["--runner=FlinkRunner", "--parallelism=two"],

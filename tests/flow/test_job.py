@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import apache_beam as beam
 import msgspec
@@ -28,7 +28,10 @@ from transforms import dead_letters, files
 from transforms.ask.shard import Shard
 from transforms.metrics import RECORDS_IN, REPEATS, counter
 from transforms.records import SourceRecord
+from transforms.remote.client import Call, Outcome
+from transforms.remote.clock import Clock
 from transforms.remote.model_double import Fault, ModelDouble
+from transforms.remote.questions import Reply
 from transforms.remote.settings import FixedReply, ModelSettings
 
 EXPECTED = json.loads((SAMPLES.parent / "expected.json").read_bytes())
@@ -260,6 +263,96 @@ def test_a_fixed_reply_is_for_calls_without_an_answer(tmp_path: Path) -> None:
         ("support.escalations", 2)
     }
     assert found.unaccounted == 0
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def run_records(records: list[SourceRecord], out: Path, settings: ModelSettings, **steps: Any) -> list[dict[str, Any]]:
+    """Runs the job over records that are given; returns the replies to chats, in the order in which they were written."""
+    pipeline = beam.Pipeline(options=beam_options(DIRECT))
+    given = Steps(model=settings, dead_letter_record=dead_letters.to_json, ask_options={"end_slice_s": 0.25}, **steps)
+    made = beam.Create(records).with_output_types(SourceRecord)
+    build(pipeline, SUPPORT, made, files.WriteLines(str(out)), given)
+    pipeline.run().wait_until_finish()
+    return read_lines(out / "support.chat.replies.jsonl")
+
+
+def chats(count: int, **fields: Any) -> list[SourceRecord]:
+    """Chats of the samples, of one Kafka key."""
+    lines = [line for line in LINES if b'"chat-en-' in line][:count]
+    return [SourceRecord(value=line, key=b"one", topic="t", offset=n, **fields) for n, line in enumerate(lines)]
+
+
+def first_is_wrong(tries: int) -> Callable[[str], str]:
+    """What a model says that gets its first question wrong, and what is asked about that again, so many times in all."""
+    lock, left = threading.Lock(), [tries]
+
+    def reply(said: str) -> str:
+        with lock:
+            is_wrong = left[0] == tries or "cannot be used" in said
+            if is_wrong and left[0]:
+                left[0] -= 1
+                return "well"
+        return scripted_reply(said)
+
+    return reply
+
+
+@pytest.mark.parametrize("tries", [0, 1, 2])
+@pytest.mark.parametrize("keeps_order", [True, False])
+def test_order_holds_through_every_try(tries: int, keeps_order: bool, tmp_path: Path) -> None:
+    """With an order to keep, a reply that needs further tries keeps its place in its key; without one, it leaves behind the others."""
+    records = chats(6)
+    with ModelDouble(latency_ms=30.0, reply=first_is_wrong(tries)) as double, ModelDouble(reply=scripted_reply) as able:
+        fallback = msgspec.structs.replace(model(able.base_url), role="able", timeout_s=10.0)
+        settings = model(double.base_url, fallback=fallback, max_in_flight=1)
+        replies = run_records(records, tmp_path / "out", settings, keeps_order=keeps_order, repeat_memory_s=0)
+        asked = sum(double.stats().attempts.values()), sum(able.stats().attempts.values())
+    ids = [read_id(record) for record in records]
+    assert asked == (6 + (tries > 0), tries == 2)
+    found = [one["id"] for one in replies]
+    assert sorted(found) == sorted(str(one) for one in ids)
+    if keeps_order:
+        assert found == ids
+    elif tries == 2:
+        assert found != ids
+
+
+class Watching:
+    """A model that follows a script, and keeps what traces it was given."""
+
+    traces: ClassVar[set[str | None]] = set()
+
+    def __init__(self, settings: ModelSettings, _: Clock) -> None:
+        self._settings = settings
+
+    async def call(self, call: Call) -> Outcome:
+        self.traces.add(call.traceparent)
+        reply = Reply(scripted_reply(str(call.question)), "stop", "scripted", 1, 1)
+        return Outcome(call.id, reply, None, None, 1, 1.0, 1.0, "http://scripted", self._settings.role)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ((("TraceParent", TRACE.encode()),), {TRACE}),
+        ((("traceparent", TRACE.upper().encode()),), {None}),
+        ((("traceparent", b"00-" + b"0" * 32 + b"-00f067aa0ba902b7-01"),), {None}),
+        ((("traceparent", None),), {None}),
+        ((), {None}),
+    ],
+)
+def test_the_trace_of_a_record_reaches_the_model(
+    headers: tuple[tuple[str, bytes | None], ...], wanted: set[str | None], tmp_path: Path
+) -> None:
+    """The header `traceparent` of a record goes with each of its calls, where it is one as W3C Trace Context has it."""
+    Watching.traces.clear()
+    run_records(chats(3, headers=headers), tmp_path / "out", model("http://none"), make_caller=Watching)
+    assert Watching.traces == wanted
 
 
 def _refusals(source: Path) -> Iterator[Fault]:

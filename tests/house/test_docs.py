@@ -35,6 +35,7 @@ from transforms.records import DeadLetter, OutputRecord, SourceRecord
 from transforms.remote import models_file, names, prometheus, protocols, telemetry
 from transforms.remote.auth import Auth, GoogleAuth
 from transforms.remote.batcher import BatchSettings
+from transforms.remote.breaker import BreakerSettings
 from transforms.remote.cache import CacheSettings
 from transforms.remote.concurrency import ConcurrencySettings
 from transforms.remote.connection import ProxySettings, TlsSettings
@@ -42,6 +43,8 @@ from transforms.remote.hedge import HedgeSettings
 from transforms.remote.model_double import ModelDouble
 from transforms.remote.models_file import read_models
 from transforms.remote.names import INSTRUMENTS
+from transforms.remote.outliers import OutlierSettings
+from transforms.remote.pool import PoolSettings
 from transforms.remote.probes import ProbeSettings
 from transforms.remote.quota import QuotaSettings
 from transforms.remote.quota_redis import SharedQuotaSettings
@@ -103,6 +106,9 @@ MODEL_KEYS = [
     ConcurrencySettings,
     QuotaSettings,
     SharedQuotaSettings,
+    PoolSettings,
+    BreakerSettings,
+    OutlierSettings,
 ]
 """What has the keys of models.yaml."""
 

@@ -6,15 +6,16 @@ import copy
 import random
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import pytest
 
-from transforms.ask.calls import ANY, LEFT_GRACE_MS, ORPHAN_GRACE_MS, UNCLAIMED_S, Calls, Early, Homes
+from transforms.ask.calls import ANY, ORPHAN_GRACE_MS, UNCLAIMED_S, WANTED_GRACE_MS, Calls, Early, Homes
 from transforms.ask.shard import COMPACT_AT, Entry, Shard
 from transforms.remote.client import Call, Outcome
 from transforms.remote.fakes import VirtualClock
-from transforms.remote.questions import Chat
+from transforms.remote.questions import Chat, Message
 
 
 class Store:
@@ -77,6 +78,12 @@ class Server:
     async def close(self) -> None:
         raise NotImplementedError
 
+    def spend(self, event_id: str, attempts: int) -> None:
+        """So many attempts of an event's call have failed, those before this process included."""
+        for call, _ in self._open:
+            if call.id == event_id and call.on_spent is not None:
+                call.on_spent(attempts)
+
     def _run(self, coroutine: Coroutine[Any, Any, Outcome]) -> Future[Outcome]:
         assert coroutine.cr_frame is not None  # type: ignore[attr-defined]
         call = coroutine.cr_frame.f_locals["call"]  # type: ignore[attr-defined]
@@ -98,6 +105,11 @@ def make_call(entry: Entry) -> Call:
     return Call(id=entry.id, question=Chat(()), deadline_ms=entry.deadline_ms, attempts=entry.attempts)
 
 
+def nothing_else() -> Chat:
+    """All records here have the same question."""
+    return Chat(())
+
+
 class Step:
     """One instance of the step for one shard, driven bundle by bundle."""
 
@@ -113,7 +125,8 @@ class Step:
         self.shard.touch(cell, bag)
         for event_id in take:
             encode, queue = (b"payload of " + event_id.encode()).strip, self.queue_of(event_id)
-            self.shard.take(cell, bag, event_id, 0, 10**15, encode, make_call, queue, self.tickets.get(event_id, ANY))
+            ticket = self.tickets.get(event_id, ANY)
+            self.shard.take(cell, bag, event_id, 0, 10**15, encode, make_call, queue, ticket, asked=nothing_else)
         out = self.shard.hand_out(cell, bag) if hand_out else []
         if fail:
             return []
@@ -231,7 +244,7 @@ def test_an_id_that_comes_back_within_the_bundle_is_a_new_event(step: Step, serv
     cell, bag = step.store.cell, step.store.bag
     step.shard.touch(cell, bag)
     assert [leaving.id for leaving in step.shard.hand_out(cell, bag)] == ["a"]
-    step.shard.take(cell, bag, "a", 0, 10**15, b"again".strip, make_call)
+    step.shard.take(cell, bag, "a", 0, 10**15, b"again".strip, make_call, asked=nothing_else)
     step.store.commit()
     assert step.bundle(hand_out=True) == []
     server.finish()
@@ -317,7 +330,7 @@ def test_an_event_that_cannot_be_asked_about_keeps_its_place(step: Step, server:
     step.bundle(take=["a1"])
     cell, bag = step.store.cell, step.store.bag
     step.shard.touch(cell, bag)
-    step.shard.take(cell, bag, "a2", 0, 10**15, b"".strip, speechless, b"a")
+    step.shard.take(cell, bag, "a2", 0, 10**15, b"".strip, speechless, b"a", asked=nothing_else)
     assert step.shard.hand_out(cell, bag) == []
     server.finish("a1")
     out = step.shard.hand_out(cell, bag)
@@ -429,7 +442,10 @@ def test_the_time_of_an_event_begins_with_its_early_call(server: Server) -> None
     def take(event_id: str) -> tuple[int, int]:
         step.shard.touch(store.cell, store.bag)
         ticket = step.tickets.get(event_id, ANY)
-        step.shard.take(store.cell, store.bag, event_id, 0, clock.now_ms() + 5_000, b"".strip, make_call, ticket=ticket)
+        deadline_ms = clock.now_ms() + 5_000
+        step.shard.take(
+            store.cell, store.bag, event_id, 0, deadline_ms, b"".strip, make_call, ticket=ticket, asked=nothing_else
+        )
         (deadline_ms,) = (entry.deadline_ms for entry in step.shard._entries.values())
         server.finish(event_id)
         (leaving,) = step.shard.hand_out(store.cell, store.bag)
@@ -575,7 +591,7 @@ def test_what_left_ahead_is_remembered_longer(step: Step, server: Server) -> Non
     clock.advance(ORPHAN_GRACE_MS / 1_000 + 2.0)
     step.bundle(take=["y"])
     assert step.bundle(take=["a"], hand_out=True) == []
-    clock.advance(LEFT_GRACE_MS / 1_000)
+    clock.advance(WANTED_GRACE_MS / 1_000)
     step.bundle(take=["x"])
     assert server.calls.find(b"s", "b") is None
 
@@ -718,3 +734,221 @@ def test_a_shard_that_moved_away_is_found_out() -> None:
     assert homes.pick(0, UNCLAIMED_S + 1.0) is None
     homes.touch(b"a", 1)
     assert homes.pick(0, UNCLAIMED_S + 1.0) == b"a"
+
+
+def test_used_up_attempts_go_on_after_a_restore(step: Step, server: Server) -> None:
+    """What a call has used up is in state by the next turn: made again elsewhere, it has that many less, and the one that was lost."""
+    step.bundle(take=["a", "b"])
+    server.spend("a", 2)
+    step.bundle(hand_out=True)
+    server.spend("a", 3)
+    step.bundle(hand_out=True)
+    elsewhere = Server()
+    Step(step.store, elsewhere).bundle()
+    assert {call.id: call.attempts for call in elsewhere.started} == {"a": 4, "b": 1}
+
+
+def test_used_up_attempts_survive_a_bundle_that_fails(step: Step, server: Server) -> None:
+    """What a bundle that failed was to write of used up attempts, the next one writes."""
+    step.bundle(take=["a"])
+    server.spend("a", 3)
+    step.bundle(hand_out=True, fail=True)
+    step.bundle(hand_out=True)
+    elsewhere = Server()
+    Step(step.store, elsewhere).bundle()
+    assert [call.attempts for call in elsewhere.started] == [4]
+
+
+def test_the_bag_is_compacted_where_attempts_fail(step: Step, server: Server) -> None:
+    """However many attempts fail, the bag stays about as large as what is under way."""
+    step.bundle(take=["a"])
+    for attempts in range(1, 10 * COMPACT_AT):
+        server.spend("a", attempts)
+        step.bundle(hand_out=True)
+        assert len(step.store.committed_bag) <= COMPACT_AT + 1
+    elsewhere = Server()
+    Step(step.store, elsewhere).bundle()
+    assert [call.attempts for call in elsewhere.started] == [10 * COMPACT_AT]
+
+
+def test_an_answer_is_kept_while_its_shard_is_here(server: Server) -> None:
+    """An outcome that could not be handed out for long after its deadline leaves all the same; no second call is made."""
+    clock = server.calls.clock
+    assert isinstance(clock, VirtualClock)
+    step = Step(Store(), server)
+    step.bundle(take=["a"])
+    (running,) = (call for call in [server.calls.find(b"s", "a")] if call)
+    running.deadline_ms = clock.now_ms() + 5_000
+    server.finish("a")
+    clock.advance(3_600.0)
+    server.calls.start(b"other", "x", Call(id="x", question=Chat(()), deadline_ms=10**15))
+    assert step.bundle(hand_out=True) == ["a"]
+    assert [call.id for call in server.started] == ["a", "x"]
+
+
+def test_an_answer_whose_shard_has_gone_is_forgotten_in_the_end(server: Server) -> None:
+    """Where no instance has the shard any more, a wanted outcome is kept for ten minutes after its deadline, and no longer."""
+    clock = server.calls.clock
+    assert isinstance(clock, VirtualClock)
+    instance = server.calls.new_instance()
+    server.calls.touch(b"s", instance)
+    server.calls.start(b"s", "a", Call(id="a", question=Chat(()), deadline_ms=clock.now_ms()))
+    server.finish("a")
+    server.calls.leave(instance)
+    found = []
+    for after_s in (WANTED_GRACE_MS / 1_000 - 1.0, ORPHAN_GRACE_MS / 1_000 + 1.0):
+        clock.advance(after_s)
+        server.calls.start(b"other", str(after_s), Call(id="x", question=Chat(()), deadline_ms=10**15))
+        found.append(server.calls.find(b"s", "a") is not None)
+    assert found == [True, False]
+
+
+def test_what_waits_for_its_record_has_a_bound(step: Step, server: Server) -> None:
+    """However many records are on their way, no more calls than the bound are remembered for them."""
+    step.bundle(take=["z"])
+    server.finish()
+    step.bundle(hand_out=True)
+    for number in range(500):
+        call = Call(id=str(number), question=Chat(()), deadline_ms=10**15)
+        early = Early(number, 0, 0)
+        assert (server.calls.start_early(b"s", str(number), call, early, most=50) == ANY) is (number >= 50)
+        server.finish()
+        step.bundle(hand_out=True)
+    assert len(server.started) == 51
+
+
+class Late:
+    """A future whose callbacks come later than its end."""
+
+    def __init__(self) -> None:
+        self.outcome: Outcome | None = None
+        self.callbacks: list[Callable[[Any], object]] = []
+
+    def done(self) -> bool:
+        return self.outcome is not None
+
+    def result(self) -> Outcome:
+        assert self.outcome is not None
+        return self.outcome
+
+    def add_done_callback(self, function: Callable[[Any], object], /) -> None:
+        self.callbacks.append(function)
+
+
+def test_a_record_that_arrives_as_its_call_ends_is_counted_once(server: Server) -> None:
+    """Where a record comes between the end of its call and the word of it, nothing stays open once its outcome may leave."""
+    late = Late()
+
+    def run(coroutine: Coroutine[Any, Any, Outcome]) -> Late:
+        coroutine.close()
+        return late
+
+    server.calls = Calls(server, VirtualClock(), run=run)
+    step = Step(Store(), server, lambda _: b"k")
+    step.start_early("a")
+    late.outcome = Outcome("a", None, "x", "m", 1, 0.0, 0.0, None)
+    step.bundle(take=["a"])
+    for callback in late.callbacks:
+        callback(late)
+    assert server.calls.open == 0
+    assert step.bundle(hand_out=True) == ["a"]
+
+
+class Asking:
+    """A step whose records say what they ask; it emits pairs of what was asked and what was answered."""
+
+    def __init__(self, server: Server) -> None:
+        self.store, self.server = Store(), server
+        self.shard = Shard(b"s", server.calls, self._make_call)
+
+    def bundle(self, *records: tuple[str, str, int], fail: bool = False) -> list[tuple[str, str]]:
+        """Takes records (id, text, ticket) and hands out what may leave."""
+        self.store.begin()
+        cell, bag = self.store.cell, self.store.bag
+        self.shard.touch(cell, bag)
+        for event_id, text, ticket in records:
+            asked = partial(question_of, text)
+            self.shard.take(cell, bag, event_id, 0, 10**15, text.encode, self._make_call, None, ticket, asked=asked)
+        left = self.shard.hand_out(cell, bag)
+        if fail:
+            return []
+        self.store.commit()
+        return [
+            (one.record if one.payload is None else one.payload.decode(), str(one.outcome.error_message))
+            for one in left
+        ]
+
+    def start_early(self, event_id: str, text: str) -> int:
+        call = Call(id=event_id, question=question_of(text), deadline_ms=10**15)
+        return self.server.calls.start_early(b"s", event_id, call, Early(text, 0, 0))
+
+    @staticmethod
+    def _make_call(entry: Entry) -> Call:
+        return Call(id=entry.id, question=question_of(entry.payload.decode()), deadline_ms=entry.deadline_ms)
+
+
+def question_of(text: str) -> Chat:
+    return Chat((Message("user", text),))
+
+
+class Echo(Server):
+    """Answers with what was asked."""
+
+    def finish(self, *ids: str) -> None:
+        for call, future in list(self._open):
+            if not ids or call.id in ids:
+                self._open.remove((call, future))
+                assert isinstance(call.question, Chat)
+                text = call.question.messages[0].content
+                future.set_result(Outcome(call.id, None, "x", text, 1, 0.0, 0.0, None))
+
+
+def test_after_a_failure_records_of_one_id_get_their_own_answers() -> None:
+    """A bundle that failed makes tickets worthless; what is asked still tells two records of one id apart."""
+    server = Echo()
+    step = Asking(server)
+    step.bundle(("z", "z", ANY))
+    server.finish()
+    step.bundle()
+    ticket = step.start_early("7", "refund order 1")
+    step.bundle(("y", "y", ANY), fail=True)
+    step.bundle(("y", "y", ANY))
+    left = step.bundle(("7", "cancel order 2", ANY))
+    server.finish()
+    left += step.bundle()
+    left += step.bundle(("7", "refund order 1", ticket))
+    server.finish()
+    assert sorted(left + step.bundle()) == [
+        ("cancel order 2", "cancel order 2"),
+        ("refund order 1", "refund order 1"),
+        ("y", "y"),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_no_record_gets_anothers_answer_whatever_fails(seed: int) -> None:
+    """Over random bundles, failures and early calls of few ids: what leaves always has the answer to its own question."""
+    dice = random.Random(seed)
+    server = Echo()
+    step = Asking(server)
+    step.bundle(("z", "z", ANY))
+    todo: list[tuple[str, str, int]] = []
+    left: list[tuple[str, str]] = []
+    for number in range(60):
+        event_id, text = str(dice.randrange(3)), f"text {number}"
+        todo.append((event_id, text, step.start_early(event_id, text) if dice.random() < 0.6 else ANY))
+        if dice.random() < 0.5:
+            server.finish(str(dice.randrange(3)))
+        if dice.random() < 0.6:
+            dice.shuffle(todo)
+            some = todo[: dice.randrange(len(todo) + 1)]
+            fails = dice.random() < 0.3
+            left += step.bundle(*some, fail=fails)
+            if not fails:
+                del todo[: len(some)]
+    left += step.bundle(*todo)
+    for _ in range(3):
+        server.finish()
+        left += step.bundle()
+    assert all(asked == answered for asked, answered in left)
+    assert {asked for asked, _ in left} >= {f"text {number}" for number in range(60)}

@@ -92,8 +92,9 @@ async def asked(profile: Profile, *questions: tuple[str | None, str]) -> tuple[l
 
 
 def test_it_answers_by_the_header_or_by_the_first_word() -> None:
-    """A request is known by its Idempotency-Key, else by the first word of its question; the reply names it."""
-    answers, server = asyncio.run(asked(AT_ONCE, ("q1", "x"), (None, "q2 Where is it?"), ("q3", "y" * 200_000)))
+    """A request is known by the event in its Idempotency-Key, else by the first word of its question; the reply names it."""
+    questions = (("q1:answer-0123abcd", "x"), (None, "q2 Where is it?"), ("q3", "y" * 200_000))
+    answers, server = asyncio.run(asked(AT_ONCE, *questions))
     assert [parse_reply(body).text for _, body in answers] == ["Reply to q1", "Reply to q2", "Reply to q3"]
     assert (server.stats.requests, server.stats.replies, server.stats.in_flight) == (3, 3, 0)
 

@@ -36,6 +36,23 @@ def test_endpoints_are_added_up_and_reasons_are_kept_apart() -> None:
     assert gauges(snapshot) == {"inference_endpoint_state_slow_start": 2, "inference_endpoint_latency_ms": 500}
 
 
+def test_a_chain_shows_no_share_above_the_whole() -> None:
+    """Of the roles of a chain the greatest share and the longest time are shown; their calls are added up."""
+    answer, small = Telemetry("answer"), Telemetry("small")
+    answer.include(small)
+    for telemetry, value in ((answer, 0.9), (small, 0.5)):
+        telemetry.set_gauge(names.BATCH_FILL).set(value)
+        telemetry.set_gauge(names.HEDGE_DELAY).set(value)
+        telemetry.set_gauge(names.LOOP_LAG).set(value)
+        telemetry.set_gauge(names.CALLS_IN_FLIGHT).set(2)
+    assert gauges(answer.snapshot()) == {
+        "inference_batch_fill_percent": 90,
+        "inference_hedge_delay_ms": 900,
+        "inference_loop_lag_ms": 900,
+        "inference_calls_in_flight": 4,
+    }
+
+
 def test_a_histogram_is_a_count_a_sum_and_quantiles() -> None:
     """Durations are whole milliseconds, tokens whole numbers; those of all endpoints are one distribution."""
     telemetry = Telemetry("answer")

@@ -102,6 +102,58 @@ def test_a_cancelled_probe_frees_its_place() -> None:
     assert (breaker.allows(1.5), breaker.state) == (True, "half-open")
 
 
+def test_probes_that_hang_give_up_their_places() -> None:
+    """While probes have no answer, as many more may be sent each `longest_open_s`; their late failures say nothing."""
+    breaker, old = Breaker(BreakerSettings(probes=2, longest_open_s=10.0)), list[int]()
+    fail(breaker, 0.0, 5)
+    for round_s in (1.0, 11.0, 21.0):
+        assert not breaker.allows(round_s - 0.01)
+        for _ in range(2):
+            assert breaker.allows(round_s)
+            old.append(breaker.on_start(round_s))
+        assert not breaker.allows(round_s)
+    for turn in old[:2]:
+        breaker.on_result(31.0, ok=False, turn=turn)
+    assert breaker.state == "half-open"
+    succeed(breaker, 31.0, 2)
+    assert breaker.state == "closed"
+    breaker.on_result(41.0, ok=False, turn=old[-1])
+    assert breaker.state == "closed"
+
+
+def test_slow_probes_still_close_it() -> None:
+    """Probes that are answered after others were sent beside them count as successes; the newest that fails opens it again."""
+    breaker = Breaker(BreakerSettings(probes=2, longest_open_s=10.0))
+    fail(breaker, 0.0, 5)
+    slow = [breaker.on_start(1.0) for _ in range(2)]
+    assert breaker.allows(11.0)
+    new = breaker.on_start(11.0)
+    breaker.on_result(15.0, ok=True, turn=slow[0])
+    assert breaker.state == "half-open"
+    breaker.on_result(15.0, ok=True, turn=slow[1])
+    assert breaker.state == "closed"
+    fail(breaker, 15.0, 5)
+    breaker.on_result(16.0, ok=True, turn=new)
+    assert breaker.state == "open"
+
+
+@pytest.mark.parametrize("timeout_s", [30.0, 8.0])
+def test_a_server_that_hung_is_found_as_soon_as_one_that_failed(timeout_s: float) -> None:
+    """Whenever a hung server recovers, the next request to it leaves at most `longest_open_s` later."""
+    for up_s in (45.0, 50.2, 53.3, 61.9, 77.7):
+        breaker, now_s, under_way = Breaker(BreakerSettings()), 0.0, list[tuple[float, int]]()
+        fail(breaker, now_s, 5)
+        found_s = None
+        while found_s is None:
+            now_s += 0.1
+            while under_way and under_way[0][0] <= now_s:
+                breaker.on_result(now_s, ok=False, turn=under_way.pop(0)[1])
+            if breaker.allows(now_s):
+                under_way.append((now_s + timeout_s, breaker.on_start(now_s)))
+                found_s = now_s if now_s >= up_s else None
+        assert found_s - up_s <= 10.2
+
+
 def late_failures(with_turn: bool) -> str:
     """The state after an outage whose hundred requests time out while the server is already well again."""
     breaker = Breaker(BreakerSettings(probes=2))

@@ -67,6 +67,38 @@ def test_without_a_budget_an_outage_multiplies_the_load() -> None:
     assert outage(50.0, 60.0, None, 0) > 4.0
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_results_of_servers_that_fail_change_nothing(seed: int) -> None:
+    """Where more than half of `ratio` of the results fail, replies pay for nothing: the promise is the same."""
+    chance = random.Random(seed)
+    budget, now_s, events, extra = Budget(BudgetSettings(ratio=0.2, least_per_s=0.5)), 0.0, 0, 0
+    for _ in range(2_000):
+        now_s += chance.choice([0.0, 0.01, 0.2]) * chance.random()
+        budget.deposit(now_s)
+        events += 1
+        for number in range(8):
+            budget.on_result(now_s, ok=bool(number))
+        while budget.try_withdraw(now_s):
+            extra += 1
+    assert extra <= 0.2 * events + 0.5 * (now_s + 5.5) + 1e-6
+
+
+def test_each_reply_pays_for_a_repeat_while_servers_are_well() -> None:
+    """With a tenth of failures or fewer in the window, as many more may be sent as there were replies, and no more."""
+    budget = Budget(BudgetSettings(ratio=0.2, least_per_s=0.0, window_s=10.0))
+    for _ in range(100):
+        budget.on_result(0.0, ok=False)
+    for number in range(50):
+        budget.on_result(5.0 + number / 100, ok=True)
+    assert budget.available(6.0) == 0
+    assert budget.available(11.5) == 50
+    for _ in range(5):
+        budget.on_result(11.6, ok=False)
+    assert budget.available(11.6) == 50
+    budget.on_result(11.6, ok=False)
+    assert budget.available(11.6) == 0
+
+
 def test_little_traffic_has_its_floor() -> None:
     """With no first attempts paying, extra requests may still be sent, at about the floor's rate and no faster."""
     budget, extra = Budget(BudgetSettings(least_per_s=0.8, window_s=5.0)), 0

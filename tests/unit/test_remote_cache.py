@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
 from collections.abc import Awaitable, Callable
@@ -25,9 +26,12 @@ from transforms.remote.cache import (
     open_cache,
 )
 from transforms.remote.cache_redis import RedisCache
+from transforms.remote.client import Call, Chat, Client, Outcome
 from transforms.remote.clock import Clock
-from transforms.remote.fakes import VirtualClock
+from transforms.remote.fakes import FakeTransport, Script, Scripted, Sent, VirtualClock, answered, replied
 from transforms.remote.openai_chat import Message, Reply
+from transforms.remote.questions import Question, Tensor, Tensors, Text, Value
+from transforms.remote.settings import Endpoint, ModelSettings, RetryPolicy
 
 ASKED = ("openai-chat", "m", [{"role": "user", "content": "Hi"}], {"temperature": 0, "max_tokens": 5})
 
@@ -56,13 +60,22 @@ def test_different_requests_have_different_keys() -> None:
         (*ASKED[:2], [["1", "2"]], {}),
         (*ASKED[:2], ["1", "2"], {}),
         (*ASKED[:2], [1, 2], {}),
+        (*ASKED, {"path": "/tone"}),
+        (*ASKED, {"path": "/language"}),
     ]
     assert len({content_key(*ASKED), *(content_key(*other) for other in others)}) == len(others) + 1
 
 
+def test_no_two_values_of_a_tensor_have_the_same_key() -> None:
+    """Numbers that JSON has no word for, and bytes beside the text that stands for them there, are told apart."""
+    values = [math.nan, math.inf, -math.inf, 0.0, None, b"hi", "aGk=", "hi", "NaN", "null"]
+    keys = {content_key("open-inference", "m", Tensors((Tensor("x", "FP32", (1,), [one]),)), {}) for one in values}
+    assert len(keys) == len(values)
+
+
 def test_the_key_stays_the_same_from_process_to_process() -> None:
     """The key is a function of the request alone: a Redis outlives the process that wrote into it."""
-    assert content_key("p", "m", ["x"], {}).hex() == "3309f9510056493d997c1ab20c6a7520e9f12656b669308e8d77d40270955df8"
+    assert content_key("p", "m", ["x"], {}).hex() == "6e36679f485755c5cf5cc445fc10383dfffc13e5f67c88986f80b6e132ee07f4"
 
 
 # What may be cached
@@ -428,6 +441,129 @@ def test_a_value_that_does_not_decode_is_a_miss() -> None:
     cached.clock.run(cached.memory.put(b"k", b"\xc1"))
     assert [answered.source for answered in cached.ask(1)] == ["call"]
     assert [answered.source for answered in cached.ask(1)] == ["cache"]
+
+
+# A client with a cache
+
+
+class Asking:
+    """A client with a cache over a scripted transport, in virtual time; with a `redis`, the cache is in there."""
+
+    def __init__(self, script: Script, redis: Any = None, clock: VirtualClock | None = None, **over: Any) -> None:
+        self.clock = clock or VirtualClock()
+        self.transport = FakeTransport(self.clock, script)
+        endpoints = (Endpoint("http://one/v1"),)
+        settings = {"role": "answer", "endpoints": endpoints, "model": "m", "cache": CacheSettings()}
+        self.client = Client(ModelSettings(**settings | over), self.clock, self.transport)
+        if redis is not None:
+            cache = RedisCache(CacheSettings(), self.clock, redis)
+            decoder = msgspec.msgpack.Decoder(Reply)
+            self.client._cached = CachedCalls(cache, self.clock, msgspec.msgpack.encode, decoder.decode)
+
+    def ask(self, *questions: Question, deadline_s: float = 120.0, attempts: tuple[int, ...] = ()) -> list[Outcome]:
+        """Ask these at once, and close the client; `attempts` are those made before, of the first calls."""
+        before = (*attempts, *(0 for _ in questions))
+
+        async def main() -> list[Outcome]:
+            at_ms = self.clock.now_ms() + round(deadline_s * 1000)
+            calls = [
+                Call(str(number), question, at_ms, attempts=before[number]) for number, question in enumerate(questions)
+            ]
+            return await asyncio.gather(*(self.client.call(call) for call in calls))
+
+        return self.clock.run(main())
+
+
+HI = Chat((Message("user", "Hi"),), params={"temperature": 0})
+
+
+def http_json(path: str, reads: str) -> dict[str, Any]:
+    options = {"path": path, "request": {"v": "{{value}}"}, "response": {"value": reads}, "samples": False}
+    return {"protocol": "http-json", "options": options}
+
+
+@pytest.mark.parametrize("followers", [1, 3])
+def test_one_with_its_attempts_used_up_takes_nobody_with_it(followers: int) -> None:
+    """Where a call that had one attempt left fails, those who share it ask again, with all of theirs."""
+    policy = RetryPolicy(max_attempts=5, base_s=0.01, cap_s=0.02, wait_for_server=False)
+    asking = Asking([answered(500, b"busy", 0.1), replied("Hi")], retry=policy)
+    worn, *others = asking.ask(HI, *([HI] * followers), attempts=(4,))
+    assert (worn.error_type, worn.attempts) == ("server-error", 5)
+    assert all(outcome.reply and outcome.reply.text == "Hi" for outcome in others)
+    assert len(asking.transport.sent) == 2
+
+
+def test_one_with_all_its_attempts_shares_its_failure() -> None:
+    """The sibling: where the one who called had all its attempts, nobody asks anew."""
+    asking = Asking([answered(500)], retry=RetryPolicy(max_attempts=2, base_s=0.01, cap_s=0.02, wait_for_server=False))
+    outcomes = asking.ask(HI, HI)
+    assert [outcome.error_type for outcome in outcomes] == ["server-error"] * 2
+    assert len(asking.transport.sent) == 2
+
+
+def test_a_reply_that_cannot_be_kept_is_a_reply() -> None:
+    """A number of more than 64 bits in a reply is handed out once it has come, and asked for again the next time."""
+    large = 123456789012345678901234567890
+    asking = Asking([Scripted(body=b'{"out": %d}' % large)], **http_json("/x", "out"))
+    for sent in (1, 2):
+        (outcome,) = asking.ask(Value({"value": 1}))
+        assert outcome.reply is not None
+        assert (outcome.reply.value, outcome.source, len(asking.transport.sent)) == (large, "call", sent)
+
+
+def test_a_question_without_a_key_is_asked_each_time() -> None:
+    """A number of more than 64 bits in a question has no key: it is asked, and nothing is cached."""
+    asking = Asking([Scripted(body=b'{"out": 1}')], **http_json("/x", "out"))
+    for sent in (1, 2):
+        (outcome,) = asking.ask(Value({"value": 2**70}))
+        assert outcome.reply is not None
+        assert (outcome.source, len(asking.transport.sent)) == ("call", sent)
+
+
+class ADict:
+    """A client of a Redis that keeps what it is given, `put_s` seconds later."""
+
+    def __init__(self, clock: Clock, put_s: float = 0.0) -> None:
+        self.clock = clock
+        self.put_s = put_s
+        self.kept: dict[bytes, bytes] = {}
+
+    async def get(self, name: bytes) -> bytes | None:
+        return self.kept.get(name)
+
+    async def set(self, name: bytes, value: bytes, *, px: int) -> Any:
+        await self.clock.sleep(self.put_s)
+        self.kept[name] = value
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+def test_models_that_read_different_things_share_no_reply() -> None:
+    """Two models over one Redis that differ in their options alone have each their own reply to the same text."""
+    clock = VirtualClock()
+    redis = ADict(clock)
+
+    def script(sent: Sent) -> Scripted:
+        return Scripted(body=b'{"tone": "angry"}' if sent.url.endswith("/tone") else b'{"language": "de"}')
+
+    for _ in range(2):
+        for reads, wanted in (("tone", "angry"), ("language", "de")):
+            options = http_json(f"/{reads}", reads)
+            options["options"]["request"] = {"v": "{{text}}"}
+            (outcome,) = Asking(script, redis, clock, **options).ask(Text("Hallo"))
+            assert outcome.reply is not None
+            assert outcome.reply.value == wanted
+    assert len(redis.kept) == 2
+
+
+def test_a_redis_that_is_slow_to_keep_costs_no_event_its_time() -> None:
+    """A reply that came in time stands, and is handed out at once, however long it takes to keep it."""
+    clock = VirtualClock()
+    asking = Asking([replied("Hi", after_s=0.98)], ADict(clock, 10.0), clock, timeout_s=1.0, deadline_s=1.0)
+    (outcome,) = asking.ask(HI, deadline_s=1.0)
+    assert outcome.error_type is None
+    assert outcome.total_ms == pytest.approx(980.0, abs=5.0)
 
 
 # A Redis that fails (one that works: tests/contract/test_response_cache.py)

@@ -13,9 +13,15 @@ from typing import Any
 
 import pytest
 
+from transforms.errors import TimedOut
+from transforms.remote import names
+from transforms.remote.attempts import Attempts
 from transforms.remote.auth import Auth
 from transforms.remote.breaker import BreakerSettings
+from transforms.remote.budget import Budget
 from transforms.remote.client import Call, Chat, Client, Message, Outcome, Reply
+from transforms.remote.concurrency import ConcurrencySettings
+from transforms.remote.course import Course, Sending
 from transforms.remote.fakes import (
     FakeTransport,
     Script,
@@ -30,8 +36,10 @@ from transforms.remote.fakes import (
     unreachable,
 )
 from transforms.remote.pool import PoolSettings
+from transforms.remote.protocols import Request
+from transforms.remote.quota import QuotaSettings
 from transforms.remote.settings import Endpoint, ModelSettings, RetryPolicy
-from transforms.remote.transport import NotConnected
+from transforms.remote.transport import Answer, NotConnected, broke_off
 
 URL = "http://one/v1"
 COUNTING = RetryPolicy(wait_for_server=False, budget=1.0)
@@ -432,6 +440,132 @@ def test_without_a_breaker_an_outage_is_a_storm() -> None:
     assert not all(outcome.reply is not None for outcome in outcomes)
 
 
+class BreaksOnce(FakeTransport):
+    """A server whose replies take 30 s, and whose connections all break at second 70; it is well before and after."""
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
+        at_s = self._note(url, body, headers, timeout_s).at_s
+        if at_s < 70.0 < at_s + 30.0:
+            await self._clock.sleep(70.0 - at_s)
+            raise broke_off(url)
+        await self._clock.sleep(30.0)
+        return 200, {}, replied().body
+
+
+def broken_once() -> list[Outcome]:
+    """60 events a second for 80 s, of 120 s each, when 1 800 of them break at once."""
+    bench = Bench()
+    bench.transport = BreaksOnce(bench.clock)
+    fixed = ConcurrencySettings(algorithm="fixed", initial=3_000, most=3_000)
+    settings = settings_of(timeout_s=60.0, max_in_flight=4_000, concurrency=fixed)
+    bench.client = Client(settings, bench.clock, bench.transport)
+
+    async def one(number: int) -> Outcome:
+        await bench.clock.sleep(number / 60)
+        return await bench.client.call(bench.call(str(number)))
+
+    async def main() -> list[Outcome]:
+        return await asyncio.gather(*(one(number) for number in range(4_800)))
+
+    return bench.clock.run(main())
+
+
+def test_what_breaks_all_at_once_is_answered_when_the_server_is_well() -> None:
+    """Far more repeats at once than the budget has: none is held back until its deadline, since replies pay for them."""
+    assert all(outcome.reply for outcome in broken_once())
+
+
+def test_the_share_alone_gives_events_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sibling: where replies pay for nothing and nobody is spared, hundreds of the same events miss their deadline."""
+    monkeypatch.setattr(Budget, "_paid", lambda self, now_s: 0)
+    monkeypatch.setattr(Attempts, "_is_spared", lambda self, sending, failed_s: False)
+    assert sum(outcome.reply is None for outcome in broken_once()) > 300
+
+
+def brownout(seed: int) -> tuple[list[Outcome], float]:
+    """60 events a second for 60 s, of 20 s each; of all attempts 40 % fail. The outcomes, and the requests per event."""
+
+    def script(sent: Sent) -> Scripted:
+        fails = random.Random(f"{seed} {sent.id} {sent.attempt}").random() < 0.4
+        return answered(500, after_s=0.1) if fails else replied(after_s=0.2)
+
+    fixed = ConcurrencySettings(algorithm="fixed", initial=200)
+    bench = Bench(script, settings_of(deadline_s=20.0, timeout_s=5.0, pool=NEVER_OPEN, concurrency=fixed), seed)
+
+    async def one(number: int) -> Outcome:
+        await bench.clock.sleep(number / 60)
+        return await bench.client.call(bench.call(str(number), 20.0))
+
+    async def main() -> list[Outcome]:
+        return await asyncio.gather(*(one(number) for number in range(3_600)))
+
+    return bench.clock.run(main()), len(bench.transport.sent) / 3_600
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_empty_budget_leaves_each_event_a_repeat(seed: int) -> None:
+    """Where far more attempts fail than the budget pays for, each event that failed is repeated, for 1.6 requests an event at most."""
+    outcomes, requests = brownout(seed)
+    assert all(outcome.reply or outcome.attempts > 1 for outcome in outcomes)
+    assert requests <= 1.6
+
+
+def test_the_budget_alone_gives_events_up_after_one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sibling: where nobody is spared, hundreds of events end in their wait for the budget without a repeat."""
+    monkeypatch.setattr(Attempts, "_is_spared", lambda self, sending, failed_s: False)
+    outcomes, _ = brownout(0)
+    assert sum(outcome.reply is None and outcome.attempts == 1 for outcome in outcomes) > 300
+
+
+def test_while_all_servers_fail_the_budget_holds_for_every_repeat() -> None:
+    """Without a breaker, and nothing but errors for 60 s: repeats are a fifth of the first attempts, and what is saved up before."""
+    bench = Bench([answered(500, after_s=0.05)], settings_of(deadline_s=20.0, timeout_s=5.0, pool=NEVER_OPEN))
+
+    async def one(number: int) -> Outcome:
+        await bench.clock.sleep(number / 60)
+        return await bench.client.call(bench.call(str(number), 20.0))
+
+    async def main() -> list[Outcome]:
+        return await asyncio.gather(*(one(number) for number in range(3_600)))
+
+    assert not any(outcome.reply for outcome in bench.clock.run(main()))
+    repeats = sum(sent.attempt > 1 for sent in bench.transport.sent)
+    assert repeats <= 0.2 * 3_600 + 10 * 31
+
+
+def test_a_round_that_does_not_count_uses_up_nothing() -> None:
+    """Of a hedged round both requests are attempts; none is used up where the round does not count, and both where it does."""
+    course = Course(Call("a", Chat(()), 0), 100.0, 0, 0.0)
+    sending = Sending([course], Request("/", b"", {}, 1), {})
+    for counts, spent in ((False, 0), (False, 0), (True, 2)):
+        sending.on_attempt("http://one/v1", 1.0)
+        sending.on_attempt("http://two/v1", 2.0)
+        sending.on_failure(TimedOut("x"), counts=counts, happened=True)
+        assert course.spent == spent
+    assert course.attempts == 6
+
+
+def test_a_hedge_does_not_move_the_begin_of_the_round_before() -> None:
+    """`since_s` is when the round before began, however many requests this one has."""
+    sending = Sending([Course(Call("a", Chat(()), 0), 100.0, 0, 0.0)], Request("/", b"", {}, 1), {})
+    for begins_s, since_s in ((1.0, 1.0), (5.0, 1.0), (9.0, 5.0)):
+        sending.on_attempt("http://one/v1", begins_s)
+        sending.on_attempt("http://two/v1", begins_s + 1.0)
+        assert sending.since_s == since_s
+        sending.on_failure(TimedOut("x"), counts=False, happened=True)
+
+
+def test_a_hedge_that_found_no_server_is_no_attempt() -> None:
+    """Of a round whose two requests failed, the one that found no server is not counted, whichever ended last."""
+    course = Course(Call("a", Chat(()), 0), 100.0, 0, 0.0)
+    sending = Sending([course], Request("/", b"", {}, 1), {})
+    sending.on_attempt("http://one/v1", 1.0)
+    sending.on_attempt("http://two/v1", 2.0)
+    sending.on_absent()
+    sending.on_failure(TimedOut("x"), counts=True, happened=True)
+    assert (course.attempts, course.spent) == (1, 1)
+
+
 def test_a_bad_endpoint_is_left() -> None:
     """Of two endpoints one fails: within its first failures the traffic is on the other, and no event is lost."""
 
@@ -451,6 +585,63 @@ def test_a_time_out_cut_by_the_deadline_says_nothing_of_the_endpoint() -> None:
     assert {outcome.error_type for outcome in outcomes} == {"deadline"}
     assert bench.ask().reply is not None
     assert bench.clock.monotonic_s() == pytest.approx(6.0, abs=0.1)
+
+
+@pytest.mark.parametrize("timeout_s", [31.0, 29.0, 10.0])
+def test_a_hung_endpoint_is_found_out_by_events_with_less_time_than_a_time_out(timeout_s: float) -> None:
+    """Events of 30 s, of which one comes each half second, open the breaker of a server that hangs, whatever `timeout_s` is."""
+    bench = Bench([hung()], settings_of(timeout_s=timeout_s, deadline_s=60.0))
+
+    async def one(number: int) -> Outcome:
+        await bench.clock.sleep(number / 2)
+        return await bench.client.call(bench.call(str(number), 30.0))
+
+    async def main() -> list[Outcome]:
+        return await asyncio.gather(*(one(number) for number in range(400)))
+
+    assert {outcome.error_type for outcome in bench.clock.run(main())} == {"deadline"}
+    assert sum(100.0 <= sent.at_s < 200.0 for sent in bench.transport.sent) <= 30
+
+
+def test_a_permit_that_comes_too_late_is_no_attempt() -> None:
+    """What has no time left when its permit comes is not sent, costs no quota and is not counted."""
+    settings = settings_of(max_in_flight=1, quota=QuotaSettings(requests_per_min=6_000))
+    bench = Bench([replied(after_s=1.0)], settings)
+    deadlines_s = {"a": 10.0, "b": 1.0005, "c": 1.0, "d": 1.001}
+    outcomes = bench.ask_all([bench.call(key, deadline_s) for key, deadline_s in deadlines_s.items()])
+    assert [outcome.error_type for outcome in outcomes] == [None, "deadline", "deadline", "deadline"]
+    bench.client.telemetry.refresh()
+    counters = bench.client.telemetry.snapshot().counters
+    assert sum(value for one, value in counters.items() if one.name == names.ATTEMPTS.name) == 1
+    assert bench.client._quotas[URL].counts.settled[0] == len(bench.transport.sent) == 1
+
+
+def test_connections_that_break_stay_within_the_quota() -> None:
+    """Where 40 % of requests break off once sent, no minute holds more of them than the quota; what found no server is free."""
+
+    def chance(sent: Sent) -> float:
+        return random.Random(f"{sent.id} {sent.attempt}").random()
+
+    def script(sent: Sent) -> Scripted:
+        if chance(sent) < 0.1:
+            return unreachable(0.05)
+        return dropped(0.05) if chance(sent) < 0.5 else replied(after_s=0.05)
+
+    quota = QuotaSettings(requests_per_min=600, learn=False)
+    bench = Bench(script, settings_of(quota=quota, pool=NEVER_OPEN, deadline_s=600.0))
+
+    async def one(number: int) -> Outcome:
+        await bench.clock.sleep(number / 20)
+        return await bench.client.call(bench.call(str(number), 600.0))
+
+    async def main() -> list[Outcome]:
+        return await asyncio.gather(*(one(number) for number in range(1_200)))
+
+    bench.clock.run(main())
+    seen = [sent.at_s for sent in bench.transport.sent if chance(sent) >= 0.1]
+    assert max(sum(at_s <= one < at_s + 60.0 for one in seen) for at_s in seen[::20]) <= 600
+    absent = len(bench.transport.sent) - len(seen)
+    assert bench.client._quotas[URL].counts.refunded[0] == absent > 50
 
 
 WAITS: dict[str, list[Scripted]] = {
@@ -559,7 +750,7 @@ def test_requests_carry_id_trace_and_params() -> None:
     bench.ask(key="e-1", traceparent="00-aa-bb-01", params={"max_tokens": 9})
     (sent,) = bench.transport.sent
     assert sent.url == "http://one/v1/chat/completions"
-    assert sent.headers["idempotency-key"] == "e-1"
+    assert sent.id == "e-1"
     assert sent.headers["traceparent"] == "00-aa-bb-01"
     assert sent.headers["content-type"] == "application/json"
     body = json.loads(sent.body)

@@ -8,6 +8,7 @@ import json
 import random
 import statistics
 from collections.abc import AsyncIterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -30,6 +31,7 @@ from transforms.remote.fakes import (
     replied,
 )
 from transforms.remote.hedge import HedgeSettings
+from transforms.remote.pool import PoolSettings
 from transforms.remote.probes import ProbeSettings
 from transforms.remote.questions import Question, Tensor, Tensors, Text
 from transforms.remote.quota import QuotaSettings
@@ -250,6 +252,20 @@ def test_a_stream_that_stalls_is_cut_by_its_own_deadline() -> None:
     assert bench.transport.closed == 2
 
 
+@pytest.mark.parametrize("deadline_s", [29.0, 31.0])
+def test_a_stream_that_stalls_counts_whatever_time_the_event_has(deadline_s: float) -> None:
+    """Silence of `stall_s` is a time-out of the endpoint, also where the event has less time than `timeout_s`."""
+    bench = Bench(None, settings_of())
+    bench.transport = StreamingTransport(bench.clock, lambda sent: Scripted(body=streamed("Hel")), 1e9)
+    bench.client = Client(settings_of(stream=StreamSettings(stall_s=1.0)), bench.clock, bench.transport)
+    bench.ask_all(*(bench.call(str(number), deadline_s=deadline_s) for number in range(20)))
+    bench.client.telemetry.refresh()
+    counters = bench.client.telemetry.snapshot().counters
+    attempts = {one.values[-1]: value for one, value in counters.items() if one.name == names.ATTEMPTS.name}
+    assert attempts == {"timeout": len(bench.transport.sent)}
+    assert len(bench.transport.sent) <= 30
+
+
 def test_a_refusal_of_a_stream_is_read_as_a_whole() -> None:
     """An answer that is not 2xx is an error with its text, whatever was asked for."""
     bench = stream_bench([answered(400, b"no streams here")])
@@ -302,6 +318,52 @@ def test_no_hedge_while_a_server_throttles() -> None:
     before = len(bench.transport.sent)
     bench.ask_all(*(bench.call(f"slow {number}") for number in range(10)))
     assert len(bench.transport.sent) == before + 10
+
+
+@pytest.mark.parametrize("retry_after", [{}, {"retry_after": "1"}])
+def test_a_hedge_that_is_throttled_silences_hedging(retry_after: dict[str, str]) -> None:
+    """A 429 on the second request counts where the first wins, too: the next one is sent `quiet_s` later at the soonest."""
+
+    def script(sent: Sent) -> Scripted:
+        if sent.url.startswith(TWO):
+            return answered(429, **retry_after)
+        return replied(after_s=2.0 if sent.id.startswith("slow") else 0.1)
+
+    regions = (Endpoint(ONE, region="near"), Endpoint(TWO, region="far"))
+    fixed = ConcurrencySettings(algorithm="fixed", initial=200)
+    settings = settings_of(
+        endpoints=regions,
+        pool=PoolSettings(regions=("near", "far")),
+        hedge=HedgeSettings(budget=1.0, least_samples=10),
+        concurrency=fixed,
+    )
+    bench = Bench(script, settings)
+    bench.ask_all(*(bench.call(str(number)) for number in range(100)), every_s=0.05)
+    bench.ask_all(*(bench.call(f"slow {number}") for number in range(150)), every_s=0.2)
+    hedges = [sent.at_s for sent in bench.transport.sent if sent.url.startswith(TWO)]
+    assert len(hedges) >= 2
+    assert all(later - sooner >= 10.0 for sooner, later in pairwise(hedges))
+
+
+def test_a_hedge_that_is_withheld_costs_nothing() -> None:
+    """Where the budget of hedges is spent, no quota is, and no attempt is counted, for what is not sent."""
+    settings = settings_of(
+        ONE,
+        TWO,
+        hedge=HedgeSettings(budget=0.01, least_samples=10),
+        quota=QuotaSettings(requests_per_min=6_000, tokens_per_min=600_000),
+    )
+    bench = Bench(lambda sent: replied(after_s=5.0 if sent.id.startswith("slow") else 0.1), settings)
+    bench.ask_all(*(bench.call(str(number)) for number in range(100)), every_s=0.05)
+    bench.ask_all(*(bench.call(f"slow {number}") for number in range(100)), every_s=0.05)
+    assert isinstance(bench.client, Client)
+    counts = [quota.counts for quota in bench.client._quotas.values()]
+    bench.client.telemetry.refresh()
+    counters = bench.client.telemetry.snapshot().counters
+    assert sum(one.refunded[0] for one in counts) > 10
+    assert sum(one.settled[0] for one in counts) == len(bench.transport.sent)
+    attempts = sum(value for one, value in counters.items() if one.name == names.ATTEMPTS.name)
+    assert attempts == len(bench.transport.sent)
 
 
 def test_the_loser_of_a_hedge_is_cut_off() -> None:
@@ -413,6 +475,65 @@ def test_a_chain_without_an_answer_fails_with_the_last_error() -> None:
     bench = Bench([answered(400)], settings_of(fallback=SMALL))
     (outcome,) = bench.ask_all(bench.call("a"))
     assert (outcome.reply, outcome.error_type, outcome.role, outcome.attempts) == (None, "refused", "small", 2)
+
+
+def chain_of_three(*answers: str, fallback: FixedReply | None = None) -> Outcome:
+    """What becomes of a call to a chain of three, of which only those named answer."""
+    refusals = {"one": (400, b"too long"), "small": (422, b"too odd"), "last": (403, b"no")}
+
+    def script(sent: Sent) -> Scripted:
+        (who,) = [name for name in refusals if f"//{name}/" in sent.url]
+        return replied(who) if who in answers else answered(*refusals[who])
+
+    last = settings_of("http://last/v1", role="last", model="l", timeout_s=5.0, fallback=fallback)
+    small = msgspec.structs.replace(SMALL, model="s", fallback=last)
+    bench = Bench(script, settings_of(fallback=small))
+    (outcome,) = bench.ask_all(bench.call("a"))
+    return outcome
+
+
+FIRST = "answer gave no reply (refused): http://one/v1 answered 400: too long."
+SECOND = "small gave no reply (refused): http://small/v1 answered 422: too odd."
+THIRD = "last gave no reply (refused): http://last/v1 answered 403: no."
+
+
+@pytest.mark.parametrize(
+    ("answers", "role", "reason", "attempts"),
+    [
+        (("one", "small", "last"), "answer", None, 1),
+        (("small", "last"), "small", FIRST, 2),
+        (("last",), "last", f"{FIRST} {SECOND}", 3),
+    ],
+)
+def test_each_model_before_the_one_that_answers_says_why(
+    answers: tuple[str, ...], role: str, reason: str | None, attempts: int
+) -> None:
+    """Of a chain of three the outcome names who answered, and the reason of each one before, in order, and counts all attempts."""
+    outcome = chain_of_three(*answers)
+    assert (outcome.role, outcome.reason, outcome.attempts, outcome.source) == (role, reason, attempts, "call")
+    assert outcome.reply is not None
+    assert outcome.reply.text == answers[0]
+
+
+def test_where_all_models_fail_the_error_is_the_last_ones() -> None:
+    """The outcome is the last model's, with its name and error; the reasons are those of the models before it."""
+    outcome = chain_of_three()
+    assert (outcome.reply, outcome.role, outcome.model, outcome.attempts) == (None, "last", "l", 3)
+    assert f"last gave no reply ({outcome.error_type}): {outcome.error_message}" == THIRD
+    assert outcome.reason == f"{FIRST} {SECOND}"
+
+
+def test_a_fixed_value_says_why_no_model_answered() -> None:
+    """Behind three models that fail, the fixed value stands with the reasons of all three."""
+    outcome = chain_of_three(fallback=FixedReply("A person will answer."))
+    assert outcome.reply is not None
+    assert (outcome.reply.text, outcome.source, outcome.role, outcome.model) == (
+        "A person will answer.",
+        "fixed",
+        "fixed",
+        "fixed",
+    )
+    assert (outcome.reason, outcome.error_type, outcome.attempts) == (f"{FIRST} {SECOND} {THIRD}", None, 3)
 
 
 # Probes

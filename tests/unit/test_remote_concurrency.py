@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 import statistics
+from typing import Any
 
 import pytest
 
@@ -193,6 +194,19 @@ def test_several_clients_of_one_server_share_it(server: Behaviour, seed: int) ->
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"tolerance": 2.0, "patience": 5, "decrease_ratio": 0.8},
+        {"algorithm": "gradient", "queue": 9, "decrease_ratio": 0.5, "patience": 3},
+        {"algorithm": "fixed", "initial": 500, "most": 500, "tolerance": 1.3},
+    ],
+)
+def test_what_an_algorithm_uses_or_is_the_default_is_taken(settings: dict[str, Any]) -> None:
+    """An algorithm's own settings, the bounds of all, and a default written out are no contradiction."""
+    assert ConcurrencySettings(**settings).initial >= 1
+
+
+@pytest.mark.parametrize(
     ("settings", "word"),
     [
         ({"initial": 0}, "initial"),
@@ -203,9 +217,13 @@ def test_several_clients_of_one_server_share_it(server: Behaviour, seed: int) ->
         ({"tolerance": 0.9}, "tolerance"),
         ({"smoothing": 0.0}, "smoothing"),
         ({"overloaded_share": 2.0}, "overloaded_share"),
+        ({"queue": 9}, "queue is of the algorithm gradient, and this is aimd"),
+        ({"algorithm": "gradient", "patience": 5}, "patience is of the algorithm aimd, and this is gradient"),
+        ({"algorithm": "fixed", "tolerance": 2.0}, "tolerance is of the algorithm aimd, and this is fixed"),
+        ({"algorithm": "fixed", "round_rtts": 2.0}, "round_rtts is of the algorithm aimd and gradient"),
     ],
 )
-def test_contradictions_are_refused(settings: dict[str, float], word: str) -> None:
+def test_contradictions_are_refused(settings: dict[str, Any], word: str) -> None:
     """Settings that contradict each other are refused with a sentence that names them."""
     with pytest.raises(SettingsError, match=word):
         ConcurrencySettings(**settings)

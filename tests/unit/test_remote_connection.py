@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
 import warnings
 from pathlib import Path
@@ -11,11 +12,15 @@ import pytest
 import trustme
 
 from transforms.errors import SettingsError
+from transforms.remote import names
 from transforms.remote.auth import Auth, GoogleAuth
 from transforms.remote.cache import CacheSettings
-from transforms.remote.connection import ProxySettings, TlsSettings
+from transforms.remote.client import Call, Client
+from transforms.remote.connection import ProxySettings, TlsSettings, packed
+from transforms.remote.fakes import FakeTransport, VirtualClock, answered, replied
 from transforms.remote.google_tokens import GoogleTokens
 from transforms.remote.models_file import read_models
+from transforms.remote.questions import Chat, Message
 from transforms.remote.settings import Endpoint, ModelSettings
 
 
@@ -156,3 +161,30 @@ def test_what_grpc_cannot_do_is_refused(over: dict[str, Any], match: str) -> Non
     assert ModelSettings(**good, proxy=ProxySettings("env"))
     with pytest.raises(SettingsError, match=match):
         ModelSettings(**good, **over)
+
+
+@pytest.mark.parametrize("compress", ["gzip", None])
+def test_the_size_of_a_request_is_that_of_what_is_sent(compress: Any) -> None:
+    """Compressed where it is sent so, which is done once for all attempts."""
+    clock = VirtualClock()
+    transport = FakeTransport(clock, [answered(500), replied()])
+    settings = ModelSettings(role="a", endpoints=(Endpoint("http://a"),), model="m", compress=compress)
+    client = Client(settings, clock, transport)
+    call = Call("e-1", Chat((Message("user", "x" * 20_000),)), clock.now_ms() + 60_000)
+    assert clock.run(client.call(call)).attempts == 2
+    bodies = [sent.body for sent in transport.sent]
+    plain = gzip.decompress(bodies[0]) if compress else bodies[0]
+    assert b"x" * 20_000 in plain
+    assert bodies[0] is bodies[1]
+    assert [sent.headers.get("content-encoding") for sent in transport.sent] == [compress] * 2
+    found = client.telemetry.snapshot().histograms
+    sizes = [(value.count, value.sum) for series, value in found.items() if series.name == names.REQUEST_SIZE.name]
+    assert sizes == [(2, 2 * len(bodies[0]))]
+    assert (len(bodies[0]) < 1_000) is (compress is not None)
+
+
+def test_what_is_compressed_is_not_compressed_again() -> None:
+    """The transport leaves alone what the client has compressed, and compresses what others send."""
+    body, headers = packed("gzip", b"x" * 2_000, {"A": "b"})
+    assert headers == {"A": "b", "Content-Encoding": "gzip"}
+    assert packed("gzip", body * 100, headers) == (body * 100, headers)

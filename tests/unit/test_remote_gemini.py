@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from transforms.errors import BrokenReply, Refused, SettingsError
+from transforms.errors import BrokenReply, CallError, Refused, ServerFailed, SettingsError, Throttled
+from transforms.remote.client import Call, Client
+from transforms.remote.fakes import FakeTransport, Scripted, VirtualClock
 from transforms.remote.gemini import Gemini, GeminiStream, narrowed, parse_reply
 from transforms.remote.protocols import ProtocolSettings
 from transforms.remote.questions import Chat, Message, Reply, Text
+from transforms.remote.settings import Endpoint, ModelSettings
+from transforms.remote.streams import StreamSettings
 
 CHAT = Chat(
     (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Grüße"))
@@ -20,6 +24,13 @@ CHAT = Chat(
 
 def made(params: dict[str, Any] | None = None, stream: bool = False, **options: Any) -> Gemini:
     return Gemini(ProtocolSettings(model="gemini-2.5-flash", params=params or {}, options=options, stream=stream))
+
+
+def read(stream: bytes) -> Reply:
+    """The reply of a stream that comes in one piece."""
+    reader = GeminiStream()
+    reader.feed(stream, 0.0)
+    return reader.reply()
 
 
 def part(text: str | None, finish: str | None = None, **over: Any) -> dict[str, Any]:
@@ -111,18 +122,67 @@ def test_a_good_answer_gives_a_reply() -> None:
     }
     assert parse_reply(json.dumps(body).encode()) == Reply("Grüße", "stop", "v", 7, 5)
     assert parse_reply(json.dumps(part("a", "MAX_TOKENS")).encode()) == Reply("a", "length")
-    assert parse_reply(json.dumps(part("half", "SAFETY")).encode()) == Reply("half", "safety")
+    assert parse_reply(json.dumps(part("a", "LANGUAGE")).encode()) == Reply("a", "language")
 
 
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"{}", b'{"candidates": []}', json.dumps(part("a")).encode(), json.dumps(part(None, "SAFETY")).encode(),
+     json.dumps(part(None, "STOP")).encode(), json.dumps(part("", "STOP")).encode(), json.dumps(part("half", "SAFETY")).encode(),
+     json.dumps(part("half", "RECITATION")).encode(), json.dumps(part(None, "MAX_TOKENS")).encode(),
      b'{"error": {"message": "overloaded"}}', b'{"candidates": [{"content": {"parts": [{"text": 3}]}}]}'],
 )  # fmt: skip
 def test_what_is_no_answer_is_broken(body: bytes) -> None:
-    """No JSON, no candidate, no finish reason, no text for another reason than the end, an error object."""
+    """No JSON, no candidate, no finish reason, no text, text that a filter cut off, an error object: whole and as a stream."""
     with pytest.raises(BrokenReply):
         parse_reply(body)
+    with pytest.raises(BrokenReply):
+        read(b"data: " + body + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ({"code": 400, "status": "INVALID_ARGUMENT"}, Refused),
+        ({"status": "PERMISSION_DENIED"}, Refused),
+        ({"code": 429, "status": "RESOURCE_EXHAUSTED"}, Throttled),
+        ({"status": "RESOURCE_EXHAUSTED"}, Throttled),
+        ({"code": 503, "status": "UNAVAILABLE"}, ServerFailed),
+        ({"status": "INTERNAL"}, ServerFailed),
+        ({"code": 7, "status": "NEW"}, BrokenReply),
+    ],
+)
+def test_an_error_in_a_stream_is_that_of_its_status(error: dict[str, Any], kind: type[CallError]) -> None:
+    """The code, or else the status in Google's words, says what the same one says outside of a stream."""
+    reader = GeminiStream()
+    reader.feed(b"data: " + json.dumps(part("a")).encode() + b"\n\n", 0.0)
+    with pytest.raises(CallError, match="so it is") as caught:
+        reader.feed(b"data: " + json.dumps({"error": {"message": "so it is", **error}}).encode() + b"\n\n", 0.0)
+    assert type(caught.value) is kind
+
+
+def test_a_stream_may_ask_for_time() -> None:
+    """The delay in an error's details is heeded, as it is outside of a stream."""
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "7s"}]
+    body = json.dumps({"error": {"code": 429, "message": "so it is", "details": details}}).encode()
+    clock = VirtualClock()
+    transport = FakeTransport(clock, [Scripted(body=b"data: " + body + b"\n\n"), Scripted(body=STREAM)])
+    settings = ModelSettings(
+        role="answer", endpoints=(Endpoint("http://one"),), model="m", protocol="gemini", stream=StreamSettings()
+    )
+    call = Call("e-1", CHAT, clock.now_ms() + 60_000)
+    outcome = clock.run(Client(settings, clock, transport).call(call))
+    assert outcome.reply is not None, outcome.error_message
+    assert transport.sent[1].at_s - transport.sent[0].at_s >= 7.0
+
+
+def test_the_chunks_of_a_stream_are_counted() -> None:
+    """Comments are none; the first chunk may come before the first text."""
+    reader, pieces = GeminiStream(), [b": ping\n\n", *(STREAM[:-4] + b"\r\n\r\n").split(b"\r\n\r\n")[:4]]
+    for moment_s, piece in enumerate([pieces[0], *(one + b"\r\n\r\n" for one in (pieces[3], *pieces[1:3], pieces[4]))]):
+        reader.feed(piece, float(moment_s))
+    assert (reader.chunks, reader.first_chunk_s, reader.first_token_s) == (4, 1.0, 2.0)
+    assert reader.size == len(STREAM) + len(pieces[0])
 
 
 def test_a_blocked_prompt_is_refused() -> None:

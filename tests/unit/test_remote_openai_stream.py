@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
-from transforms.errors import BrokenReply, TimedOut
-from transforms.remote.fakes import VirtualClock
-from transforms.remote.openai_chat import Message, Reply, request_body
+from transforms.errors import BrokenReply, CallError, Refused, ServerFailed, Throttled, TimedOut
+from transforms.remote import names
+from transforms.remote.client import Call, Client, Outcome
+from transforms.remote.fakes import FakeTransport, Scripted, VirtualClock, answered
+from transforms.remote.openai_chat import Message, Reply, parse_reply, request_body
 from transforms.remote.openai_stream import ChatStream
-from transforms.remote.streams import read_stream
+from transforms.remote.questions import Chat
+from transforms.remote.settings import Endpoint, ModelSettings, RetryPolicy
+from transforms.remote.streams import StreamSettings, read_stream
 
 
 def chunk(*pieces: str | None, finish: str | None = None, **over: Any) -> dict[str, Any]:
@@ -159,7 +163,8 @@ def test_anything_else_is_a_broken_reply(stream: bytes) -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        b'data: {"error": {"message": "overloaded", "code": 502}}\n\n',
+        b'data: {"error": {"message": "overloaded", "code": 1302}}\n\n',
+        b'data: {"error": {"message": "overloaded", "code": true, "type": ["x"], "status": null}}\n\n',
         b'data: {"error": "overloaded"}\n\n',
         b'event: error\ndata: {"message": "overloaded"}\n\n',
         b"event: error\ndata: overloaded\n\n",
@@ -170,6 +175,74 @@ def test_an_error_in_the_stream_ends_it_and_is_quoted(event: bytes) -> None:
     stream = stream_of(GOOD[:2], done=False) + event + stream_of(GOOD[2:])
     with pytest.raises(BrokenReply, match="overloaded"):
         read(stream)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ({"code": 400}, Refused),
+        ({"code": "404"}, Refused),
+        ({"type": "invalid_request_error", "code": None}, Refused),
+        ({"type": "invalid_request_error", "code": "context_length_exceeded"}, Refused),
+        ({"type": "authentication_error"}, Refused),
+        ({"code": 429}, Throttled),
+        ({"type": "tokens", "code": "rate_limit_exceeded"}, Throttled),
+        ({"type": "rate_limit_error"}, Throttled),
+        ({"type": "insufficient_quota", "code": "insufficient_quota"}, Refused),
+        ({"code": 501}, Refused),
+        ({"code": 502}, ServerFailed),
+        ({"code": 408}, ServerFailed),
+        ({"type": "server_error"}, ServerFailed),
+        ({"type": "overloaded_error"}, ServerFailed),
+        ({"type": "invalid_request_error", "code": 500}, ServerFailed),
+        ({"type": "something", "code": "else"}, BrokenReply),
+        ({"code": 200}, BrokenReply),
+        ({}, BrokenReply),
+    ],
+)
+def test_an_error_in_the_stream_is_that_of_its_status(error: dict[str, Any], kind: type[CallError]) -> None:
+    """A number or a known word says what the same status says outside of a stream, in either form of the event."""
+    body = json.dumps({"error": {"message": "so it is", **error}}).encode()
+    for event in (b"data: " + body, b"event: error\ndata: " + body):
+        with pytest.raises(CallError, match="so it is") as caught:
+            read(stream_of(GOOD[:2], done=False) + event + b"\n\n")
+        assert type(caught.value) is kind
+
+
+def refusing(*pieces: str, finish: str = "stop") -> list[dict[str, Any]]:
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None, "refusal": piece} for piece in pieces]
+    chunks = [chunk(choices=[{"index": 0, "delta": delta}]) for delta in deltas]
+    return [*chunks, chunk(choices=[{"index": 0, "delta": {}, "finish_reason": finish}])]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "message", "match"),
+    [
+        (refusing("I can ", "not help."), {"content": None, "refusal": "I can not help."}, "refused to answer: I can"),
+        ([chunk("He"), *refusing("No.")], {"content": "He", "refusal": "No."}, "refused to answer: No"),
+        ([chunk("half an ans"), chunk(None, finish="content_filter")], {"content": "half an ans"}, "filter cut"),
+        ([chunk(None, finish="content_filter")], {"content": ""}, "filter cut"),
+        ([FIRST, chunk(None, finish="tool_calls")], {"content": ""}, "no text"),
+    ],
+)
+def test_what_is_no_answer_is_none_as_a_stream_and_as_a_whole(
+    chunks: list[dict[str, Any]], message: dict[str, Any], match: str
+) -> None:
+    """A refusal, what a filter cut off, and what is no text are BrokenReply with the same sentence, however they come."""
+    finish = chunks[-1]["choices"][0]["finish_reason"]
+    body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish}]}).encode()
+    with pytest.raises(BrokenReply, match=match) as streamed:
+        read(stream_of(chunks))
+    with pytest.raises(BrokenReply, match=match) as whole:
+        parse_reply(body)
+    assert str(streamed.value) == str(whole.value)
+
+
+def test_an_empty_refusal_says_nothing() -> None:
+    """Servers that write the field into every chunk, null or empty, have not refused."""
+    deltas = [{"content": "Hi.", "refusal": None}, {"content": "", "refusal": ""}]
+    chunks = [chunk(choices=[{"index": 0, "delta": delta}]) for delta in deltas]
+    assert read(stream_of([*chunks, chunk(None, finish="stop")])).text == "Hi."
 
 
 def test_what_comes_after_done_is_not_looked_at() -> None:
@@ -263,3 +336,122 @@ def test_cancelling_the_reader_closes_the_body() -> None:
 
     clock.run(main())
     assert body.closed
+
+
+PING = b": ping\n\n"
+
+
+def test_comments_do_not_keep_a_stream_alive() -> None:
+    """After the first chunk they are no sign of life: the stream is cut `stall_s` after its last chunk."""
+    clock = VirtualClock()
+    body = Body(clock, [stream_of(GOOD[:2], done=False), *[PING] * 40], [1.0, *[15.0] * 40])
+    with pytest.raises(TimedOut, match="stalled"):
+        clock.run(read_stream(body.stream(), clock, 20.0, ChatStream()))
+    assert body.closed
+    assert clock.monotonic_s() == pytest.approx(21.0, abs=1e-3)
+
+
+class Trusting:
+    """A reader that does not say what are chunks."""
+
+    first_token_s: float | None = None
+
+    def __init__(self) -> None:
+        self.chat = ChatStream()
+
+    def feed(self, chunk: bytes, now_s: float) -> bool:
+        return self.chat.feed(chunk, now_s)
+
+    def reply(self) -> Reply:
+        return self.chat.reply()
+
+
+def test_without_the_count_of_chunks_comments_would_keep_it_alive() -> None:
+    """The sibling: where every piece is taken for a chunk, the same stream lasts as long as its comments."""
+    clock = VirtualClock()
+    body = Body(clock, [stream_of(GOOD[:2], done=False), *[PING] * 40], [1.0, *[15.0] * 40])
+    with pytest.raises(BrokenReply, match="cut"):
+        clock.run(read_stream(body.stream(), clock, 20.0, Trusting()))
+    assert clock.monotonic_s() == pytest.approx(601.0, abs=1e-3)
+
+
+def test_comments_keep_alive_what_has_not_begun() -> None:
+    """A server may send them to those who wait in its queue, for longer than `stall_s` in all."""
+    clock = VirtualClock()
+    body = Body(clock, [*[PING] * 5, stream_of(GOOD)], [15.0] * 6)
+    assert clock.run(read_stream(body.stream(), clock, 20.0, ChatStream())) == REPLY
+    assert clock.monotonic_s() == pytest.approx(90.0, abs=1e-3)
+
+
+class Gaps:
+    """A watch that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.after_s: list[float] = []
+        self.stalls = 0
+
+    def on_chunk(self, after_s: float) -> None:
+        self.after_s.append(after_s)
+
+    def on_stall(self) -> None:
+        self.stalls += 1
+
+
+def test_chunks_are_events_and_not_what_the_network_gives() -> None:
+    """Several events of one piece are several chunks, one of several pieces is one; comments and [DONE] are none."""
+    clock, watch, chat = VirtualClock(), Gaps(), ChatStream()
+    second = stream_of(GOOD[1:2], done=False)
+    pieces = [PING, stream_of(GOOD[:1], done=False), second[:9], second[9:], PING, stream_of(GOOD[2:])]
+    body = Body(clock, pieces, [1.0] * 6)
+    assert clock.run(read_stream(body.stream(), clock, 20.0, chat, watch)) == REPLY
+    assert watch.after_s == pytest.approx([2.0, 2.0, 0.0, 0.0])
+    assert (chat.chunks, chat.first_chunk_s, chat.first_token_s) == (5, 2.0, 4.0)
+    assert chat.size == sum(map(len, pieces))
+
+
+def settings_of(**over: Any) -> ModelSettings:
+    base = {"role": "answer", "endpoints": (Endpoint("http://one/v1"),), "model": "m", "stream": StreamSettings()}
+    return ModelSettings(**{**base, **over})
+
+
+def asked(*scripts: Scripted, **over: Any) -> tuple[Outcome, Client, FakeTransport]:
+    """One call over a transport with these scripts."""
+    clock = VirtualClock()
+    transport = FakeTransport(clock, scripts)
+    client = Client(settings_of(**over), clock, transport)
+    call = Call("e-1", Chat((Message("user", "Hi"),)), clock.now_ms() + 60_000)
+    return clock.run(client.call(call)), client, transport
+
+
+def values_of(client: Client, instrument: names.Instrument) -> list[tuple[int, float]]:
+    """How many values a histogram has, and their sum."""
+    found = client.telemetry.snapshot().histograms
+    return [(value.count, value.sum) for series, value in found.items() if series.name == instrument.name]
+
+
+def test_a_streamed_call_reports_sizes_and_chunks() -> None:
+    """Of a stream the body that was sent, the bytes that came, the first chunk and the others are counted, each once."""
+    stream = stream_of(GOOD)
+    outcome, client, transport = asked(Scripted(body=stream, after_s=0.5))
+    assert outcome.reply is not None
+    assert values_of(client, names.REQUEST_SIZE) == [(1, len(transport.sent[0].body))]
+    assert values_of(client, names.RESPONSE_SIZE) == [(1, len(stream))]
+    assert values_of(client, names.TIME_TO_FIRST_CHUNK) == [(1, pytest.approx(0.5))]
+    assert values_of(client, names.TIME_PER_OUTPUT_CHUNK) == [(4, pytest.approx(0.0, abs=1e-6))]
+    assert outcome.reply.first_token_ms == pytest.approx(500.0)
+
+
+def test_a_stream_that_is_refused_reports_its_sizes() -> None:
+    """As an answer that was not to be a stream does."""
+    _, client, _ = asked(answered(400, b"no streams here"))
+    assert values_of(client, names.RESPONSE_SIZE) == [(1, 15)]
+
+
+def test_an_error_in_a_stream_that_is_permanent_is_not_asked_again() -> None:
+    """As it is not outside of a stream; one that passes is."""
+    error = b'data: {"error": {"message": "too long", "type": "invalid_request_error", "code": 400}}\n\n'
+    outcome, _, _ = asked(Scripted(body=error), Scripted(body=stream_of(GOOD)))
+    assert (outcome.error_type, outcome.attempts) == ("refused", 1)
+    busy = b'data: {"error": {"message": "busy", "type": "server_error"}}\n\n'
+    outcome, _, _ = asked(Scripted(body=busy), Scripted(body=stream_of(GOOD)), retry=RetryPolicy(base_s=0.01))
+    assert (outcome.reply is not None, outcome.attempts) == (True, 2)

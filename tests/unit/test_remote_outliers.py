@@ -7,7 +7,7 @@ import random
 import pytest
 
 from transforms.errors import SettingsError
-from transforms.remote.outliers import FAILURES, Ejection, OutlierSettings, Results, is_slow, silence_s
+from transforms.remote.outliers import FAILURES, Ejection, OutlierSettings, Refusals, Results, is_slow, silence_s
 
 SETTINGS = OutlierSettings()
 
@@ -40,6 +40,30 @@ def test_suspicion_is_by_its_formula(seed: int) -> None:
         if row >= settings.consecutive or (enough and failed >= settings.error_share * len(kinds)):
             expected = "errors"
         assert results.suspicion(1.0) == expected
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_refusals_speak_against_by_their_formula(seed: int) -> None:
+    """Beside a plain list of all results, a row speaks against an endpoint exactly when q^k is small enough."""
+    chance = random.Random(seed)
+    settings = OutlierSettings(window_s=1e9)
+    one, other = Refusals(settings), Refusals(settings)
+    row, since, ever = 0, list[str](), list[str]()
+    shares = {one: chance.choice([0.3, 0.9, 1.0]), other: chance.choice([0.0, 0.02, 0.3])}
+    for _ in range(300):
+        who = chance.choice([one, other])
+        kind = "refused" if chance.random() < shares[who] else chance.choice(["ok", "ok", "throttled", "timeout"])
+        who.add(1.0, kind, (one, other))
+        if who is other and kind in ("ok", "refused"):
+            ever.append(kind)
+            since = [*since, kind] if row else []
+        elif who is one and kind in ("ok", "refused"):
+            row = row + 1 if kind == "refused" else 0
+            since = since if row > 1 else []
+        q = max((kinds.count("refused") + 0.5) / (len(kinds) + 1.0) for kinds in (since, ever))
+        expected = row >= 5 and "ok" in since and q**row <= 1e-9
+        assert one.speak_against(1.0, (other,)) == expected
+        assert not one.speak_against(1.0, ())
 
 
 def test_slow_is_beside_the_others() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from transforms.errors import SettingsError
 from transforms.remote.breaker import BreakerSettings
-from transforms.remote.outliers import Kind, OutlierSettings
+from transforms.remote.outliers import Kind, OutlierSettings, Refusals
 from transforms.remote.pool import EndpointState, Pool, PoolSettings, Ticket
 from transforms.remote.settings import Endpoint
 
@@ -129,6 +129,8 @@ BAD: dict[str, tuple[Kind, float]] = {
     "timeouts": ("timeout", 3.0),
     "slow": ("ok", 20.0),
     "hung": ("timeout", 30.0),
+    "refusals at once": ("refused", 0.005),
+    "refusals as slow as replies": ("refused", 0.2),
 }
 
 
@@ -150,6 +152,100 @@ def test_traffic_leaves_a_bad_endpoint(name: str, rate: float, count: int, seed:
     The requests that try it again after its returns are counted too.
     """
     assert off(name, rate, count, seed=seed) <= 0.05
+
+
+@pytest.mark.parametrize("name", ["refusals at once", "refusals as slow as replies"])
+def test_without_comparison_refusals_keep_their_traffic(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The sibling: judged by itself, an endpoint that refuses everything keeps its traffic."""
+    monkeypatch.setattr(Refusals, "speak_against", lambda *_: False)
+    assert off(name, 60.0, 3) > 0.25
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_endpoint_that_refuses_from_the_start_costs_a_score_of_events(seed: int, count: int) -> None:
+    """Of 2,000 events an endpoint that refuses everything, faster than the others answer, has less than 20."""
+    servers: dict[str, Server] = {"a": bad_from(0.0, "refused", 0.005)} | dict.fromkeys("bc"[: count - 1], healthy())
+    traffic = Traffic(servers, seed).run(50.0, 40.0)
+    assert len(traffic.sent) > 1900
+    assert len(traffic.failed) < 20
+    assert traffic.state("a").ejection.reason == "refusing"
+
+
+def test_all_endpoints_that_refuse_are_left_out_but_none_that_answers() -> None:
+    """Of three endpoints two refuse everything: both are left out, though half of them would be one, and the third is not."""
+    bad = bad_from(5.0, "refused", 0.005)
+    traffic = Traffic({"a": bad, "b": bad, "c": healthy()}, 1).run(60.0, 9.0)
+    assert [state.state(9.0) for state in traffic.pool.endpoints] == ["ejected", "ejected", "ready"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6, 0.95])
+def test_poison_records_eject_nobody(seed: int, share: float) -> None:
+    """Where a share of the records is refused by whatever endpoint has them, however large it is, none is left out."""
+    well = healthy()
+
+    def server(now_s: float, chance: random.Random) -> tuple[Kind, float]:
+        return ("refused", 0.005) if chance.random() < share else well(now_s, chance)
+
+    traffic = Traffic(dict.fromkeys("abc", server), seed).run(100.0, 60.0)
+    assert [state.ejection.number for state in traffic.pool.endpoints] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_of_poison_records_ejects_nobody(seed: int) -> None:
+    """Neither does one second in every five in which all records are poison, after an hour's worth of good ones or not."""
+    well = healthy()
+
+    def server(now_s: float, chance: random.Random) -> tuple[Kind, float]:
+        return ("refused", 0.005) if now_s % 5.0 < 1.0 else well(now_s, chance)
+
+    traffic = Traffic(dict.fromkeys("ab", server), seed).run(50.0, 60.0)
+    assert [state.ejection.number for state in traffic.pool.endpoints] == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_endpoints_that_all_refuse_stay(seed: int) -> None:
+    """Where none answers, refusals say nothing of an endpoint, and events go on being refused."""
+    traffic = Traffic(dict.fromkeys("ab", bad_from(5.0, "refused", 0.005)), seed).run(50.0, 60.0)
+    late = [state.ejection.wait_s(traffic.now_s) for state in traffic.pool.endpoints]
+    assert late == [0.0, 0.0]
+    assert traffic.held == []
+
+
+@pytest.mark.parametrize("settings", [None, PoolSettings(slow_start_s=0.0)])
+def test_a_row_of_refusals_outlasts_the_ejection(settings: PoolSettings | None) -> None:
+    """After its return one more refusal ejects the endpoint again, for longer; after an answer it takes a row anew."""
+    _, a, b = pair(settings)
+    give(b, 0.0, "ok", 40)
+    give(a, 0.0, "refused")
+    give(b, 0.0, "ok", 40)
+    give(a, 0.0, "refused", 3)
+    assert a.ejection.number == 0
+    give(a, 0.0, "refused")
+    assert (a.ejection.reason, a.ejection.wait_s(0.0)) == ("refusing", 5.0)
+    give(a, 5.0, "refused")
+    assert (a.ejection.number, a.ejection.wait_s(5.0)) == (2, 10.0)
+    give(a, 15.0, "ok")
+    give(a, 15.0, "refused", 4)
+    assert a.ejection.number == 2
+
+
+def test_one_that_refuses_is_recalled_last() -> None:
+    """Where the endpoint in use asks to be left alone, one that failed is taken back before one that refuses everything."""
+    settings = PoolSettings(
+        breaker=BreakerSettings(consecutive=100), outliers=OutlierSettings(most_ejected_share=1.0, base_ejection_s=9.0)
+    )
+    pool = Pool([Endpoint(f"http://{letter}") for letter in "abc"], settings)
+    a, b, c = pool.endpoints
+    give(c, 0.0, "ok", 40)
+    give(a, 0.0, "refused")
+    give(c, 0.0, "ok", 40)
+    give(a, 0.0, "refused", 4)
+    give(b, 1.0, "server-error", 5)
+    assert [a.ejection.reason, b.ejection.reason] == ["refusing", "errors"]
+    c.close_until(60.0)
+    assert pool.choose(1.0, 0.5, 0.5) is b
 
 
 @pytest.mark.parametrize(("rate", "count"), [(20.0, 2), (60.0, 3), (120.0, 2)])

@@ -8,9 +8,11 @@ import pytest
 
 from transforms.errors import SettingsError
 from transforms.remote.breaker import BreakerSettings
+from transforms.remote.fakes import VirtualClock
 from transforms.remote.outliers import Kind
 from transforms.remote.pool import EndpointState, Pool, PoolSettings
 from transforms.remote.probes import ProbeSchedule, ProbeSettings
+from transforms.remote.probing import Probing
 from transforms.remote.settings import Endpoint
 
 
@@ -104,6 +106,43 @@ def test_a_window_holds_for_probes_too() -> None:
     a.close_until(3.0)
     assert schedule.due(2.9) == []
     assert schedule.due(3.0) == [a]
+
+
+class Door:
+    """As much of `Admission` as `Probing` sees."""
+
+    on_trouble = None
+
+    def pump(self) -> None:
+        """Nobody waits."""
+
+
+def test_probing_goes_on_behind_a_window() -> None:
+    """An endpoint that is left out and asks to be left alone is probed as soon as that is over, though nothing else happens."""
+    clock = VirtualClock()
+    pool, _ = bench()
+    a, probed = pool.endpoints[0], list[float]()
+
+    async def probe(url: str, _: float) -> bool:
+        assert url == a.url
+        probed.append(clock.monotonic_s())
+        if len(probed) == 1:  # as for an answer with Retry-After
+            a.close_until(clock.monotonic_s() + 4.0)
+        return False
+
+    async def main() -> None:
+        probing = Probing(pool, ProbeSettings(), clock, probe, Door(), lambda _, __: None)  # type: ignore[arg-type]
+        fail(a, clock.monotonic_s())
+        a.ejection.prolong(clock.monotonic_s() + 20.0)
+        probing.wake()
+        await clock.sleep(8.0)
+        await probing.close()
+
+    began_s = clock.monotonic_s()
+    clock.run(main())
+    assert probed[0] - began_s < 0.1
+    assert 4.0 <= probed[1] - began_s <= 5.1
+    assert len(probed) >= 3
 
 
 @pytest.mark.parametrize("seed", range(100))

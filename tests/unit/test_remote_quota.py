@@ -47,7 +47,7 @@ class Worker:
     async def send(self, reserved: Reservation) -> None:
         status, headers, body = await self.server.post(URL, PROMPT, {}, 100.0)
         now_s = self.clock.monotonic_s()
-        self.quota.learn(now_s, headers)
+        self.quota.learn(now_s, headers, None, reserved)
         if status == 429:
             self.quota.refund(reserved, now_s, refused=True)
             self.quota.on_throttled(now_s, parse_retry_after(headers, 0))
@@ -248,6 +248,157 @@ def test_an_empty_quota_that_headers_name_holds_back() -> None:
     assert quota.try_reserve(0.0, 1.0) == pytest.approx(1.0)
     quota.learn(0.0, {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "100ms"})
     assert quota.try_reserve(0.0, 1.0) == pytest.approx(0.1)
+
+
+TOKENS = {"x-ratelimit-limit-tokens": "60000", "x-ratelimit-reset-tokens": "60s"}
+
+
+@pytest.mark.parametrize(
+    ("remaining", "need", "reset", "waits_s"),
+    [
+        ("0", 900.0, "60s", 0.9),
+        ("10", 900.0, "60s", 0.89),
+        ("0", 900.0, "200ms", 0.2),
+        ("900", 900.0, "60s", 0.0),
+        ("59000", 90_000.0, "60s", 1.0),
+        ("60000", 90_000.0, "60s", 0.0),
+    ],
+)
+def test_less_tokens_than_a_request_needs_hold_it_back(remaining: str, need: float, reset: str, waits_s: float) -> None:
+    """It waits until the pace has brought what lacks, or the reset; one that is larger than the limit waits for all of it."""
+    quota = Quota(QuotaSettings(burst_s=60.0))
+    headers = {**TOKENS, "x-ratelimit-remaining-tokens": remaining, "x-ratelimit-reset-tokens": reset}
+    quota.learn(5.0, headers)
+    got = quota.try_reserve(5.0, need)
+    assert (got if isinstance(got, float) else 0.0) == pytest.approx(waits_s)
+    if isinstance(got, float):
+        assert isinstance(quota.try_reserve(5.0 + 0.9 * got, need), float)
+        assert isinstance(quota.try_reserve(5.001 + got, need), Reservation)
+
+
+def test_what_was_reserved_since_is_taken_off_what_remains() -> None:
+    """What remains is that of when the answered request was sent: those sent later are in it no more, the pace since then is."""
+    quota = Quota(QuotaSettings(burst_s=60.0))
+    answered, later = quota.try_reserve(0.0, 500.0), quota.try_reserve(1.0, 4000.0)
+    assert isinstance(answered, Reservation)
+    assert isinstance(later, Reservation)
+    quota.learn(2.0, {**TOKENS, "x-ratelimit-remaining-tokens": "3000"}, None, answered)
+    # 3000 - 4000 + 2 s of 1000 a second
+    assert isinstance(quota.try_reserve(2.0, 1000.0), Reservation)
+    assert isinstance(quota.try_reserve(2.0, 1000.0), float)
+    quota.settle(later, 2.0, 0.0)  # the server may have known of it
+    assert isinstance(quota.try_reserve(2.0, 1000.0), float)
+    assert wait_for(quota, 2.0, 1000.0) == pytest.approx(3.0, abs=0.002)
+
+
+def test_what_was_reserved_after_the_word_comes_back_when_it_is_not_used() -> None:
+    """A reservation made after the header was read gives back what it does not use."""
+    quota = Quota(QuotaSettings(burst_s=60.0))
+    quota.learn(0.0, {**TOKENS, "x-ratelimit-remaining-tokens": "1000"})
+    later = quota.try_reserve(0.0, 1000.0)
+    assert isinstance(later, Reservation)
+    assert isinstance(quota.try_reserve(0.0, 900.0), float)
+    quota.settle(later, 0.0, 100.0)
+    assert isinstance(quota.try_reserve(0.0, 900.0), Reservation)
+
+
+def test_an_old_word_holds_nothing_back() -> None:
+    """With a pace that would take a quarter of an hour, a header is believed for a minute, and the window alone holds then."""
+    quota = Quota(QuotaSettings(share=0.01, burst_s=60.0))
+    quota.learn(0.0, {"x-ratelimit-limit-tokens": "60000", "x-ratelimit-remaining-tokens": "0"})
+    assert wait_for(quota, 0.0, 9000.0) == pytest.approx(60.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("headers", "waits_s"),
+    [
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "30s"}, 30.0),
+        ({"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "30s"}, 0.0),
+        ({"x-ratelimit-remaining-tokens": "10", "x-ratelimit-reset-tokens": "30s"}, 30.0),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "99999h"}, 3600.0),
+        ({"x-ratelimit-remaining-requests": "0"}, 0.0),
+    ],
+)
+def test_without_a_limit_the_reset_is_waited_for(headers: dict[str, str], waits_s: float) -> None:
+    """Where no limit is known, what remains and the reset hold back, for an hour at most; no reset says nothing."""
+    quota = Quota(QuotaSettings())
+    quota.learn(0.0, headers)
+    assert wait_for(quota, 0.0, 900.0) == pytest.approx(waits_s)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("limit", [6.0, 60.0])
+def test_what_remains_costs_nothing_where_nobody_else_spends(window: str, limit: float) -> None:
+    """Replies that take 8 s and say that next to nothing remains leave 95 % of a small quota or more, and nothing is refused."""
+    server = Behaviour(median_s=8.0, requests_per_min=limit, quota_window=window, rate_headers=True)
+    counts, _ = run(server, QuotaSettings(requests_per_min=limit), 600.0)
+    assert counts.throttled == 0
+    assert counts.answered >= 0.95 * limit * 10
+
+
+class TwoLimits:
+    """A server that counts tokens of prompts and replies apart in buckets of a minute, and says so as Anthropic does."""
+
+    def __init__(self, prompt_per_min: float, reply_per_min: float) -> None:
+        self.limits = (prompt_per_min, reply_per_min)
+        self.levels = [prompt_per_min, reply_per_min]
+        self.at_s = 0.0
+
+    def post(self, now_s: float, prompt: float, reply: float) -> tuple[bool, dict[str, str]]:
+        for place, limit in enumerate(self.limits):
+            self.levels[place] = min(limit, self.levels[place] + (now_s - self.at_s) * limit / 60.0)
+        self.at_s = now_s
+        is_let_in = prompt <= self.levels[0] and reply <= self.levels[1]
+        if is_let_in:
+            self.levels = [self.levels[0] - prompt, self.levels[1] - reply]
+        headers = dict[str, str]()
+        for word, limit, level in zip(("input", "output"), self.limits, self.levels, strict=True):
+            headers[f"anthropic-ratelimit-{word}-tokens-limit"] = f"{limit:.0f}"
+            headers[f"anthropic-ratelimit-{word}-tokens-remaining"] = f"{round(level, -3):.0f}"
+        headers["anthropic-ratelimit-tokens-limit"] = f"{sum(self.limits):.0f}"
+        headers["anthropic-ratelimit-tokens-remaining"] = f"{round(sum(self.levels), -3):.0f}"
+        return is_let_in, headers
+
+
+def share_used(prompt: float, reply: float, *, is_told: bool = True) -> tuple[float, int]:
+    """What of the limit that binds is used in 15 minutes after the first one, and how many are refused; replies take 3 to 9 s."""
+    server, quota, chance = TwoLimits(400_000.0, 80_000.0), Quota(QuotaSettings()), random.Random(0)
+    now_s, refused, used = 0.0, 0, [0.0, 0.0]
+    under_way: deque[tuple[float, Reservation, float, dict[str, str]]] = deque()
+    while now_s < 960.0:
+        # one at first, as nothing is known before its reply
+        got = quota.try_reserve(now_s, prompt + reply) if quota.known or not under_way else 1.0
+        if isinstance(got, Reservation):
+            length = reply * chance.choice([0.5, 1.0, 1.5])
+            is_let_in, headers = server.post(now_s, prompt, length)
+            assert is_let_in or now_s < 60.0
+            refused += not is_let_in
+            if now_s >= 60.0:
+                used = [used[0] + prompt, used[1] + length]
+            at_s = max(now_s + chance.uniform(3.0, 9.0), under_way[-1][0] if under_way else 0.0)
+            under_way.append((at_s, got, length, headers))
+            continue
+        now_s = min(now_s + got, under_way[0][0] if under_way else math.inf)
+        while under_way and under_way[0][0] <= now_s:
+            _, one, length, headers = under_way.popleft()
+            quota.learn(now_s, headers, None, one)
+            quota.settle(one, now_s, prompt + length, (prompt, length) if is_told else None)
+    return max(spent / limit / 15.0 for spent, limit in zip(used, server.limits, strict=True)), refused
+
+
+@pytest.mark.parametrize(("prompt", "reply"), [(1000.0, 50.0), (200.0, 400.0), (500.0, 100.0)])
+def test_tokens_of_prompts_and_replies_have_quotas_of_their_own(prompt: float, reply: float) -> None:
+    """Of whichever limit binds, that of prompts or that of replies, 95 % or more are used, and nothing is refused."""
+    used, refused = share_used(prompt, reply)
+    assert used >= 0.95
+    assert refused == 0
+
+
+def test_tokens_that_are_not_told_apart_count_as_both() -> None:
+    """The sibling: where replies report their sum alone, it is charged to both limits, and most of that of prompts is not used."""
+    used, refused = share_used(1000.0, 50.0, is_told=False)
+    assert used < 0.3
+    assert refused == 0
 
 
 def test_a_share_may_change() -> None:

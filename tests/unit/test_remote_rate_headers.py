@@ -79,7 +79,7 @@ ANTHROPIC = {
     ("headers", "requests", "tokens"),
     [
         (OPENAI, RateStatus(600.0, 599.0, 0.1), RateStatus(40_000.0, 39_000.0, 1.5)),
-        (ANTHROPIC, RateStatus(50.0, 49.0, 1.0), RateStatus(8000.0, 1000.0, None)),
+        (ANTHROPIC, RateStatus(50.0, 49.0, 1.0), None),
         (
             {"RateLimit": '"default";r=50;t=30', "RateLimit-Policy": '"default";q=100;w=30,"day";q=5000;w=86400'},
             RateStatus(200.0, 50.0, 30.0),
@@ -106,3 +106,11 @@ def test_each_dialect_is_read(headers: dict[str, str], requests: RateStatus | No
     """OpenAI's, Anthropic's and the drafts' headers give limit, rest and reset; others nothing."""
     found = parse_rate_headers(headers, NOW_MS)
     assert (found.get("requests"), found.get("tokens")) == (requests, tokens)
+
+
+def test_tokens_of_prompts_and_replies_are_quotas_of_their_own() -> None:
+    """Anthropic's limits for input and output tokens are told apart, and the sum stands beside them."""
+    found = parse_rate_headers(ANTHROPIC | {"anthropic-ratelimit-tokens-limit": "48000"}, NOW_MS)
+    assert found["input-tokens"] == RateStatus(40_000.0, 40_000.0, None)
+    assert found["output-tokens"] == RateStatus(8000.0, 1000.0, None)
+    assert found["tokens"] == RateStatus(48_000.0, None, None)

@@ -1,7 +1,8 @@
-"""What the client counts of itself: quantiles, readings that lose nothing, bounded labels, the pool's own numbers."""
+"""What the client counts of itself: quantiles, readings that lose nothing, bounded labels, the policies' own numbers."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import sys
@@ -11,12 +12,18 @@ from collections.abc import Iterator
 import pytest
 
 from transforms.remote import names
+from transforms.remote.cache import CacheSettings, MemoryCache
+from transforms.remote.cache_redis import RedisCache
+from transforms.remote.client_metrics import ClientMetrics
+from transforms.remote.fakes import VirtualClock
+from transforms.remote.names import Instrument
 from transforms.remote.pool import Pool, PoolSettings
 from transforms.remote.settings import Endpoint
 from transforms.remote.telemetry import (
     MOST_SERIES,
     OTHER,
     Distribution,
+    Histogram,
     Recent,
     Series,
     Snapshot,
@@ -81,13 +88,43 @@ def test_an_interval_has_the_quantiles_of_its_own_values() -> None:
     assert (whole.count, whole.bins) == (histogram.read().count, histogram.read().bins)
 
 
-def test_buckets_hold_what_is_at_most_their_bound() -> None:
-    """Counts under rising bounds are those of the values, but for values within 1 % of a bound."""
-    values = draws("log-normal", 3)
-    found = distribution(values).counts(names.TIME_BOUNDS_S)
-    assert found == sorted(found)
-    for bound, count in zip(names.TIME_BOUNDS_S, found, strict=True):
-        assert sum(v <= bound * 0.99 for v in values) <= count <= sum(v <= bound * 1.01 for v in values)
+HISTOGRAMS = [instrument for instrument in names.INSTRUMENTS if instrument.kind == "histogram"]
+
+
+def under(bounds: tuple[float, ...], values: list[float]) -> list[int]:
+    return [sum(value <= bound for value in values) for bound in bounds]
+
+
+def around(bounds: tuple[float, ...]) -> list[float]:
+    """Values at the bounds, near them on both sides, and the next whole numbers."""
+    near_ones = (1.0, 0.999_999, 1.000_001, 0.995, 1.005)
+    return [bound * factor for bound in bounds for factor in near_ones] + [bound + 1 for bound in bounds]
+
+
+@pytest.mark.parametrize("instrument", HISTOGRAMS, ids=lambda one: one.name)
+def test_buckets_hold_what_is_at_most_their_bound(instrument: Instrument) -> None:
+    """Counts under the bounds of each instrument are exact: a value that equals a bound counts in it, the next one does not."""
+    labels = {label.replace(".", "_"): "x" for label in instrument.labels}
+    histogram = Telemetry("answer").histogram(instrument, **labels)
+    values = [*around(instrument.bounds), *draws("log-normal", 3), *draws("bytes", 3)]
+    for value in values:
+        histogram.record(value)
+    assert histogram.read().counts(instrument.bounds) == under(instrument.bounds, values)
+
+
+def test_buckets_that_end_elsewhere_are_not_exact() -> None:
+    """The sibling: of times that are counted from 1 and not from their least bound, neighbours count too."""
+    histogram, values = Histogram(), around(names.TIME_BOUNDS_S)
+    for value in values:
+        histogram.record(value)
+    assert histogram.read().counts(names.TIME_BOUNDS_S) != under(names.TIME_BOUNDS_S, values)
+
+
+def test_bounds_are_the_least_one_times_powers_of_two() -> None:
+    """So each bound of an instrument is the end of a bucket."""
+    for instrument in HISTOGRAMS:
+        powers = [math.log2(bound / instrument.bounds[0]) for bound in instrument.bounds]
+        assert all(math.isclose(power, round(power), abs_tol=1e-12) for power in powers), instrument.name
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e300, 1e-300])
@@ -165,11 +202,28 @@ def test_an_instrument_has_so_many_series_and_no_more() -> None:
 
 def test_a_series_that_is_bound_again_is_the_same() -> None:
     """Two policies that bind the same labels add to the same number."""
-    telemetry = Telemetry("answer", operation="chat", model="m")
+    telemetry = Telemetry("answer", operation="chat", provider="openai", model="m")
     assert telemetry.counter(names.OUTCOMES, kind="ok") is telemetry.counter(names.OUTCOMES, kind="ok")
     telemetry.record(names.OPERATION_DURATION, 1.0, error_type="")
     (series,) = telemetry.snapshot().histograms
-    assert series == ("gen_ai.client.operation.duration", ("answer", "chat", "m", ""))
+    assert series == ("gen_ai.client.operation.duration", ("answer", "chat", "openai", "m", ""))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "provider"),
+    [
+        ("openai-chat", "openai"),
+        ("openai-embeddings", "openai"),
+        ("gemini", "gcp.gemini"),
+        ("vertex", "gcp.vertex_ai"),
+        ("open-inference-grpc", "open-inference-grpc"),
+    ],
+)
+def test_a_protocol_has_a_provider(protocol: str, provider: str) -> None:
+    """The label that the conventions require has their word for the protocol, or the protocol's name, and is on `gen_ai.` alone."""
+    assert names.provider_of(protocol) == provider
+    assert {"gen_ai.provider.name" in one.constants for one in names.INSTRUMENTS if "gen_ai" in one.name} == {True}
+    assert {"gen_ai.provider.name" in one.constants for one in names.INSTRUMENTS if "gen_ai" not in one.name} == {False}
 
 
 @pytest.mark.parametrize(
@@ -219,6 +273,90 @@ def test_a_chain_reports_its_parts() -> None:
     assert {series.values: value for series, value in shown.counters.items()} == {("answer",): 5, ("small",): 2}
     assert {series.values: value.count for series, value in shown.histograms.items()} == {("answer",): 2, ("small",): 1}
     assert shown.gauges == {Series("inference_calls_waiting", ("small",)): 3}
+
+
+GAUGES = [instrument for instrument in names.INSTRUMENTS if instrument.kind == "gauge"]
+
+
+@pytest.mark.parametrize("instrument", GAUGES, ids=lambda one: one.name)
+def test_gauges_of_equal_labels_become_one_by_what_they_are(instrument: Instrument) -> None:
+    """Of two clients of a role numbers of things are added up; of a state, a time or a share there is none above the greater one."""
+    first, second = Telemetry("answer"), Telemetry("answer")
+    first.include(second)
+    labels = dict.fromkeys(instrument.labels, "x")
+    for telemetry, value in ((first, 0.5), (second, 1.0)):
+        telemetry.set_gauge(instrument, **labels).set(value)
+    (shown,) = first.snapshot().gauges.values()
+    is_added = instrument.unit not in {"s", "1", "{endpoint}"}
+    assert shown == (1.5 if is_added else 1.0)
+
+
+def test_of_a_closed_client_the_counts_stay() -> None:
+    """Its gauges are gone, the counts that others keep are read once more, and nothing holds on to what they were read from."""
+    telemetry, stalls = Telemetry("answer"), [3]
+    telemetry.gauge(names.CALLS_WAITING, lambda: 7)
+    telemetry.observed(names.STALLS, lambda: stalls[0])
+    telemetry.record(names.QUEUE_WAIT, 1.0)
+    telemetry.refresh()
+    stalls[0] = 5
+    telemetry.close()
+    stalls[0] = 9
+    telemetry.refresh()
+    shown = telemetry.snapshot()
+    assert shown.gauges == {}
+    assert list(shown.counters.values()) == [5]
+    assert [one.count for one in shown.histograms.values()] == [1]
+
+
+class GoneRedis:
+    """A Redis that is not there."""
+
+    async def get(self, name: bytes) -> bytes | None:
+        raise ConnectionError
+
+    async def set(self, name: bytes, value: bytes, *, px: int) -> None:
+        raise ConnectionError
+
+    async def aclose(self) -> None:
+        return
+
+
+def test_caches_show_what_they_lost() -> None:
+    """What the memory had no room for, and what a Redis failed to do, are counters of their own."""
+    clock = VirtualClock()
+    memory = MemoryCache(CacheSettings(max_entries=2), clock)
+    redis = RedisCache(CacheSettings(backend="redis", url="redis://h:1/0"), clock, GoneRedis())
+    telemetry = Telemetry("answer")
+    for cache in (memory, redis):
+        ClientMetrics(telemetry).show_cache(cache)
+
+    async def use() -> None:
+        for number in range(5):
+            await memory.put(bytes([number]), b"1234")
+        for _ in range(2):
+            await redis.get(b"k")
+            clock.advance(2.0)
+
+    asyncio.run(use())
+    telemetry.refresh()
+    shown = telemetry.snapshot()
+    assert shown.counters[Series("inference_cache_evictions", ("answer",))] == 3
+    assert shown.counters[Series("inference_cache_failures", ("answer",))] == 2
+    assert shown.gauges[Series("inference_cache_size", ("answer",))] == 10
+
+
+def test_probes_and_lost_leases_are_counted() -> None:
+    """Probes count by endpoint and by what they found, leases that were lost by endpoint."""
+    telemetry, lost = Telemetry("answer"), [2]
+    metrics = ClientMetrics(telemetry)
+    for up in (False, False, True):
+        metrics.on_probe("http://h:1/v1", up)
+    metrics.observe(names.QUOTA_LEASES_LOST, lambda: lost[0], endpoint="http://h:1/v1")
+    telemetry.refresh()
+    counters = telemetry.snapshot().counters
+    assert counters[Series("inference_probes", ("answer", "http://h:1/v1", "down"))] == 2
+    assert counters[Series("inference_probes", ("answer", "http://h:1/v1", "up"))] == 1
+    assert counters[Series("inference_quota_leases_lost", ("answer", "http://h:1/v1"))] == 2
 
 
 def test_numbers_are_read_where_they_are_kept() -> None:

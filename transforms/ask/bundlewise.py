@@ -17,7 +17,7 @@ from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms.ask import calls
-from transforms.ask.outcomes import FAILED, prompt_failure, to_record
+from transforms.ask.outcomes import FAILED, prompt_failure, to_record, unasked
 from transforms.metrics import NAMESPACE, BeamBridge
 from transforms.records import CallFailure
 from transforms.remote.client import Call
@@ -38,8 +38,9 @@ class AskInBundles(beam.DoFn):  # type: ignore[misc]
         *,
         step: str,
         model: ModelSettings,
-        ask: Callable[[Any], Question],
+        ask: Callable[[Any], Question | None],
         id_of: Callable[[Any], str],
+        traceparent_of: Callable[[Any], str | None] | None,
         max_pending: int,
         make_caller: calls.MakeCaller,
     ) -> None:
@@ -47,6 +48,7 @@ class AskInBundles(beam.DoFn):  # type: ignore[misc]
         self._model = model
         self._ask = ask
         self._id_of = id_of
+        self._traceparent_of = traceparent_of
         self._max_pending = max_pending
         self._make_caller = make_caller
 
@@ -95,11 +97,17 @@ class AskInBundles(beam.DoFn):  # type: ignore[misc]
         key = str(self._number)
         self._taken[key] = (record, event_time, now_ms)
         try:
-            call = Call(id=event_id, question=self._ask(record), deadline_ms=deadline_ms)
+            question = self._ask(record)
         except Exception as error:  # noqa: BLE001 - one record that cannot be asked about must not stop the others
             self._calls.settle(self._place, key, prompt_failure(event_id, error), deadline_ms)
-        else:
-            self._calls.start(self._place, key, call)
+            return
+        if question is None:
+            self._calls.settle(self._place, key, unasked(event_id), deadline_ms)
+            return
+        trace = self._traceparent_of(record) if self._traceparent_of else None
+        self._calls.start(
+            self._place, key, Call(id=event_id, question=question, deadline_ms=deadline_ms, traceparent=trace)
+        )
 
     def _hand_out(self) -> Iterator[Any]:
         for key, call in self._calls.ready(self._place):
@@ -116,5 +124,6 @@ class AskInBundles(beam.DoFn):  # type: ignore[misc]
         if isinstance(made, CallFailure):
             self._failures.inc()
             return beam.pvalue.TaggedOutput(FAILED, value)
-        self._answers.inc()
+        if outcome.source != "none":
+            self._answers.inc()
         return value

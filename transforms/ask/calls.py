@@ -24,13 +24,17 @@ import threading
 import zlib
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from transforms.ask.queues import Queues
 from transforms.remote import loop
 from transforms.remote.chain import Chain
 from transforms.remote.client import Call, Client, Outcome
 from transforms.remote.clock import Clock, SystemClock
+from transforms.remote.questions import Question
 from transforms.remote.settings import ModelSettings
 from transforms.remote.telemetry import Telemetry
 
@@ -44,8 +48,9 @@ UNCLAIMED_S = 5.0
 # How long after its event's deadline a call that nobody asked for any more is kept.
 ORPHAN_GRACE_MS = 60_000
 
-# The same for one whose outcome left ahead of its record: were it forgotten first, the record would be asked about again.
-LEFT_GRACE_MS = 600_000
+# The same for one whose outcome is still to be used: it left ahead of its record, which would be asked about again without it; or
+# state wants it, and no instance of the step has the shard at present.
+WANTED_GRACE_MS = 600_000
 
 ANY = 0
 """The ticket of a call that any record of its id may claim, and of a record that was given none."""
@@ -91,14 +96,24 @@ class RunningCall:
 
     `claimed`: its record has arrived at the step. `taken`: its outcome was handed out, maybe in vain; ahead of its record, where
     that has not arrived. `early`: that record, where the outcome may leave ahead of it. `ticket`: which record may claim the call.
+    `question`: what is asked, None where nothing is. `spent`: how many attempts of it failed, of those that use up what it is allowed.
     `queue`: the order key of its event, if that has one; `held`: it has an outcome, and waits for those before it in the queue.
     """
 
-    __slots__ = ("claimed", "deadline_ms", "early", "future", "held", "queue", "taken", "ticket")
+    __slots__ = ("claimed", "deadline_ms", "early", "future", "held", "question", "queue", "spent", "taken", "ticket")
 
-    def __init__(self, future: Running, deadline_ms: int, ticket: int = ANY, early: Early | None = None) -> None:
+    def __init__(
+        self,
+        future: Running,
+        deadline_ms: int,
+        question: Question | None,
+        ticket: int = ANY,
+        early: Early | None = None,
+    ) -> None:
         self.future = future
         self.deadline_ms = deadline_ms
+        self.question = question
+        self.spent = 0
         self.ticket = ticket
         self.early = early
         self.claimed = False
@@ -169,6 +184,10 @@ class Homes:
         self._unclaimed.get(shard, {}).pop(key, None)
         self._ahead.get(shard, set()).discard(key)
 
+    def expected(self, shard: bytes) -> int:
+        """Of how many calls that were started early the record has yet to arrive."""
+        return len(self._unclaimed.get(shard, ()))
+
     def expects(self, shard: bytes, now_s: float) -> bool:
         """Whether the record of a call that was started early has yet to arrive."""
         return self.has(shard, now_s) and bool(self._unclaimed.get(shard))
@@ -210,6 +229,10 @@ class Calls:
         # What was written last into each shard's state by this process.
         self._tokens: dict[bytes, bytes] = {}
         self._homes = Homes()
+        # Which instance has a shard, as far as is known: state wants what is claimed for it here.
+        self._handled: dict[bytes, int] = {}
+        # The calls of which attempts failed, until that is in state.
+        self._worn: dict[bytes, set[str]] = {}
         self._running = 0
         self._held = 0
         self._completed = 0
@@ -243,16 +266,14 @@ class Calls:
     def start(self, shard: bytes, key: str, call: Call, *, queue: bytes | None = None) -> None:
         """Starts the call of an event and returns at once. In a `queue` its outcome leaves after those before it."""
         self._begin()
-        self._keep(
-            shard, key, RunningCall(self._run(self._caller.call(call)), call.deadline_ms), claimed=True, queue=queue
-        )
+        self._keep(shard, key, self._made(shard, key, call), claimed=True, queue=queue)
 
     def settle(self, shard: bytes, key: str, outcome: Outcome, deadline_ms: int, queue: bytes | None = None) -> None:
         """Gives an event its outcome without a call."""
         future: Future[Outcome] = Future()
         future.set_result(outcome)
         self._begin()
-        self._keep(shard, key, RunningCall(future, deadline_ms), claimed=True, queue=queue)
+        self._keep(shard, key, RunningCall(future, deadline_ms, None), claimed=True, queue=queue)
 
     def _begin(self) -> None:
         with self._lock:
@@ -276,20 +297,45 @@ class Calls:
         with self._lock:
             return self._homes.has(shard, self.clock.monotonic_s())
 
-    def start_early(self, shard: bytes, key: str, call: Call, early: Early | None = None) -> int:
+    def start_early(
+        self, shard: bytes, key: str, call: Call, early: Early | None = None, *, most: int | None = None
+    ) -> int:
         """Starts the call of an event that is on its way to `shard`, unless there is one; returns the ticket to claim it with.
 
-        With the record, as `early`, the outcome may leave ahead of it.
+        With the record, as `early`, the outcome may leave ahead of it. Where `most` such calls wait for their records already, the
+        call is left to the step that keeps the record: what is remembered here has a bound, however long records are on their way.
         """
         with self._lock:
-            if key in self._shards.get(shard, {}):
+            if key in self._shards.get(shard, {}) or (most is not None and self._homes.expected(shard) >= most):
                 return ANY
             self._homes.started(shard, key, self.clock.monotonic_s())
         ticket = next(_tickets)
         self._begin()
-        running = RunningCall(self._run(self._caller.call(call)), call.deadline_ms, ticket, early)
-        self._keep(shard, key, running, claimed=False)
+        self._keep(shard, key, self._made(shard, key, call, ticket, early), claimed=False)
         return ticket
+
+    def _made(self, shard: bytes, key: str, call: Call, ticket: int = ANY, early: Early | None = None) -> RunningCall:
+        """Runs a call."""
+        counted = msgspec.structs.replace(call, on_spent=partial(self._on_spent, shard, key))
+        return RunningCall(self._run(self._caller.call(counted)), call.deadline_ms, call.question, ticket, early)
+
+    def _on_spent(self, shard: bytes, key: str, spent: int) -> None:
+        with self._lock:
+            call = self._shards.get(shard, {}).get(key)
+            if call is not None:
+                call.spent = spent
+                self._worn.setdefault(shard, set()).add(key)
+
+    def spent(self, shard: bytes, keys: Collection[str]) -> dict[str, int]:
+        """The calls among `keys` of which attempts failed since this was asked last, and how many of each have by now."""
+        with self._lock:
+            worn = self._worn.get(shard)
+            if not worn:
+                return {}
+            known = self._shards.get(shard, {})
+            found = {key: known[key].spent for key in worn if key in keys and key in known}
+            worn.difference_update(found)
+            return found
 
     def expects(self, shard: bytes) -> bool:
         """Whether the record of a call that was started early for a shard has yet to arrive."""
@@ -316,18 +362,29 @@ class Calls:
         Where it was not, another may have taken outcomes in a bundle that failed.
         """
         with self._lock:
+            self._handled[shard] = instance
             return self._homes.touch(shard, instance)
 
     def leave(self, instance: int) -> None:
         """Notes that an instance is no more."""
         with self._lock:
             self._homes.leave(instance)
+            for shard in [shard for shard, at in self._handled.items() if at == instance]:
+                del self._handled[shard]
 
-    def is_anothers(self, shard: bytes, key: str, ticket: int) -> bool:
-        """Whether the call of this key was started for another record of the same id, which has yet to arrive."""
+    def is_anothers(self, shard: bytes, key: str, ticket: int, asked: Callable[[], Question | None]) -> bool:
+        """Whether the call of this key was started for another record of the same id, which has yet to arrive.
+
+        The ticket tells. After a bundle that failed there is none, since the record may come anew; then it is what is `asked`.
+        """
         with self._lock:
             call = self._shards.get(shard, {}).get(key)
-            return call is not None and not call.claimed and call.ticket not in {ANY, ticket}
+            if call is None or call.claimed:
+                return False
+            if call.ticket != ANY:
+                return call.ticket != ticket
+            question = call.question
+        return question != asked()
 
     def claim(self, shard: bytes, key: str, queue: bytes | None = None) -> RunningCall | None:
         """Notes that an event has arrived at the step; returns the call that was started for it, if there is one.
@@ -379,22 +436,26 @@ class Calls:
             known = self._shards.get(shard, {})
             for key, call in list(known.items()):
                 self._unhold(call)
-                if key in wanted:
-                    continue
-                if call.claimed and call.taken:
-                    self._forget(shard, key)
-                elif call.claimed or not follows:
-                    call.claimed, call.taken, call.ticket, call.early = False, False, ANY, None
-                    if call.future.done():
-                        self._homes.completed(shard, key)
-                elif call.early is not None and call.future.done():
-                    self._ready.setdefault(shard, {})[key] = call
+                if key not in wanted:
+                    self._detach(shard, key, call, follows=follows)
             for key, queue in wanted.items():
                 self._place(shard, key, queue)
             for key, queue in wanted.items():
                 if key in known:
                     self._want(shard, key, known[key], queue)
+            self._worn[shard] = {key for key in wanted if key in known and known[key].spent}
             return [key for key in wanted if key not in known]
+
+    def _detach(self, shard: bytes, key: str, call: RunningCall, *, follows: bool) -> None:
+        """A call that state does not have: it is over, or its record is on its way."""
+        if call.claimed and call.taken:
+            self._forget(shard, key)
+        elif call.claimed or not follows:
+            call.claimed, call.taken, call.ticket, call.early = False, False, ANY, None
+            if call.future.done():
+                self._homes.completed(shard, key)
+        elif call.early is not None and call.future.done():
+            self._ready.setdefault(shard, {})[key] = call
 
     def wait_for_completion(self, seen: int, timeout_s: float) -> int:
         """Waits until more than `seen` calls were completed since the start, at most `timeout_s`; returns how many were."""
@@ -455,6 +516,8 @@ class Calls:
     def _release(self, shard: bytes, key: str, call: RunningCall) -> None:
         """An outcome may leave, with those behind it in its queue; or it is held."""
         ready = self._ready.setdefault(shard, {})
+        if key in ready:
+            return  # its record arrived between its end and the word of it
         if call.queue is None:
             ready[key] = call
             return
@@ -476,6 +539,7 @@ class Calls:
     def _forget(self, shard: bytes, key: str) -> None:
         call = self._shards.get(shard, {}).pop(key, None)
         self._ready.get(shard, {}).pop(key, None)
+        self._worn.get(shard, set()).discard(key)
         if call is not None:
             self._unhold(call)
 
@@ -486,14 +550,15 @@ class Calls:
             return
         self._next_sweep_ms = now_ms + ORPHAN_GRACE_MS
         for shard, calls in self._shards.items():
-            old = [
-                key
-                for key, call in calls.items()
-                if call.deadline_ms + (LEFT_GRACE_MS if call.has_left_ahead else ORPHAN_GRACE_MS) < now_ms
-                and call.future.done()
-            ]
-            for key in old:
+            for key in [key for key, call in calls.items() if self._is_over(shard, call, now_ms)]:
                 self._forget(shard, key)
+
+    def _is_over(self, shard: bytes, call: RunningCall, now_ms: int) -> bool:
+        is_wanted = call.claimed and not call.taken
+        if not call.future.done() or (is_wanted and shard in self._handled):
+            return False
+        grace_ms = WANTED_GRACE_MS if is_wanted or call.has_left_ahead else ORPHAN_GRACE_MS
+        return call.deadline_ms + grace_ms < now_ms
 
 
 class _Shared:

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from transforms.ask.calls import ANY, Calls
-from transforms.ask.outcomes import prompt_failure
+from transforms.ask.outcomes import prompt_failure, unasked
 from transforms.remote.client import Call, Outcome
+from transforms.remote.questions import Question
 
 # The bag is written anew when this many done numbers lie in it and they outnumber the events that are not done.
 COMPACT_AT = 32
@@ -87,10 +88,11 @@ class Leaving(NamedTuple):
 
 
 class _Item(msgspec.Struct, array_like=True):
-    """An item of the bag: an event taken, or the numbers of events that are done."""
+    """An item of the bag: an event taken, the numbers of events that are done, or the attempts that events have used up by number."""
 
     entry: Entry | None = None
     done: tuple[int, ...] = ()
+    spent: tuple[tuple[int, int], ...] = ()
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -117,8 +119,8 @@ _decode_item = msgspec.msgpack.Decoder(_Item).decode
 class MakeCall(Protocol):
     """Makes the call for an event of the step, after a restart too."""
 
-    def __call__(self, entry: Entry) -> Call:
-        """The call for this entry. What it raises becomes the event's outcome, of type ``prompt``."""
+    def __call__(self, entry: Entry) -> Call | None:
+        """The call for this entry, None where nothing is asked. What it raises becomes the event's outcome, of type ``prompt``."""
 
 
 class Shard:
@@ -131,7 +133,7 @@ class Shard:
         self._make_call = make_call
         self._head = _Head()
         self._entries: dict[str, Entry] = {}
-        self._done_in_bag = 0
+        self._spare_in_bag = 0
         self._unconfirmed: set[str] = set()
         self._is_new = True
         self._wrote_token = False
@@ -234,15 +236,18 @@ class Shard:
         make_call: MakeCall,
         queue: bytes | None = None,
         ticket: int = ANY,
+        *,
+        asked: Callable[[], Question | None],
     ) -> None:
         """Takes an event into state and starts its call, or finds the call that was started for it, by its `ticket`.
 
         An event whose outcome has left ahead is not taken. The time of any other, and its deadline, began with the call that was
-        found. `encode` gives what is kept of the record. `make_call` is used this once; a call that must be made again comes from
-        the shard's own. With a `queue` the event leaves after those that were taken into it before.
+        found. `encode` gives what is kept of the record, `asked` the question about it, which tells records of one id apart.
+        `make_call` is used this once; a call that must be made again comes from the shard's own. With a `queue` the event leaves
+        after those that were taken into it before.
         """
         key, occurrence = event_id, 1
-        while self._is_used(key) or self._calls.is_anothers(self.key, key, ticket):
+        while self._is_used(key) or self._calls.is_anothers(self.key, key, ticket, asked):
             key, occurrence = f"{event_id}\x00{occurrence}", occurrence + 1
         now_ms = self._calls.clock.now_ms()
         found = self._calls.claim(self.key, key, queue)
@@ -270,7 +275,11 @@ class Shard:
             self._start(entry, make_call)
 
     def hand_out(self, cell: Cell, bag: Bag) -> list[Leaving]:
-        """What can leave now. With this bundle it is out of the shard's state, or never comes into it."""
+        """What can leave now. With this bundle it is out of the shard's state, or never comes into it.
+
+        What attempts were used up since comes into state too: a call that is made again after a restore has that many less.
+        """
+        self._note_spent(cell, bag)
         leaving, entries, keys = [], [], []
         for key, call in self._calls.ready(self.key):
             entry, early = self._entries.get(key), call.early
@@ -292,6 +301,19 @@ class Shard:
         self._call_overdue()
         return leaving
 
+    def _note_spent(self, cell: Cell, bag: Bag) -> None:
+        spent = self._calls.spent(self.key, self._entries)
+        if not spent:
+            return
+        for key, attempts in spent.items():
+            self._entries[key] = msgspec.structs.replace(self._entries[key], attempts=attempts)
+        self._spare_in_bag += len(spent)
+        if self._spare_in_bag >= max(COMPACT_AT, len(self._entries)):
+            self._write_bag(bag)
+        else:
+            bag.add(_encode(_Item(spent=tuple((self._entries[key].number, spent[key]) for key in spent))))
+        self._write_head(cell)
+
     def _call_overdue(self) -> None:
         """Calls again for an event long past its deadline whose call this process forgot.
 
@@ -308,9 +330,12 @@ class Shard:
             call = make_call(entry)
         except Exception as error:  # noqa: BLE001 - one event that cannot be asked about must not stop the stream
             outcome = prompt_failure(entry.id, error, entry.attempts)
-            self._calls.settle(self.key, entry.key, outcome, entry.deadline_ms, entry.queue)
         else:
-            self._calls.start(self.key, entry.key, call, queue=entry.queue)
+            if call is not None:
+                self._calls.start(self.key, entry.key, call, queue=entry.queue)
+                return
+            outcome = unasked(entry.id)
+        self._calls.settle(self.key, entry.key, outcome, entry.deadline_ms, entry.queue)
 
     def _remove(self, entries: list[Entry], bag: Bag) -> None:
         if not entries:
@@ -318,8 +343,8 @@ class Shard:
         for entry in entries:
             del self._entries[entry.key]
             self._unconfirmed.add(entry.key)
-        self._done_in_bag += len(entries)
-        if not self._entries or self._done_in_bag >= max(COMPACT_AT, len(self._entries)):
+        self._spare_in_bag += len(entries)
+        if not self._entries or self._spare_in_bag >= max(COMPACT_AT, len(self._entries)):
             self._write_bag(bag)
         else:
             bag.add(_encode(_Item(done=tuple(entry.number for entry in entries))))
@@ -329,9 +354,18 @@ class Shard:
         items = [_decode_item(item) for item in bag.read()]
         done = {number for item in items for number in item.done}
         entries = [item.entry for item in items if item.entry is not None and item.entry.number not in done]
-        self._done_in_bag = len(done)
+        self._spare_in_bag = len(done)
         self._unconfirmed.clear()
-        self._entries = {entry.key: entry for entry in sorted(entries, key=lambda entry: entry.number)}
+        spent: dict[int, int] = {}
+        for number, attempts in (pair for item in items for pair in item.spent):
+            spent[number] = max(spent.get(number, 0), attempts)
+            self._spare_in_bag += 1
+        self._entries = {
+            entry.key: msgspec.structs.replace(entry, attempts=max(entry.attempts, spent.get(entry.number, 0)))
+            for entry in sorted(entries, key=lambda entry: entry.number)
+        }
+        if not follows:
+            self._drop_others()
         queues = {key: entry.queue for key, entry in self._entries.items()}
         lost = self._calls.reattach(self.key, queues, follows=follows)
         for key in lost:
@@ -342,11 +376,25 @@ class Shard:
             self._write_bag(bag)
             self._write_head(cell)
 
+    def _drop_others(self) -> None:
+        """Forgets calls of other records with ids of those in state: a bundle that failed may have mixed which record was which."""
+        for key, entry in self._entries.items():
+            call = self._calls.find(self.key, key)
+            if call is not None and call.question != self._question(entry):
+                self._calls.drop(self.key, key)
+
+    def _question(self, entry: Entry) -> Question | None:
+        try:
+            call = self._make_call(entry)
+        except Exception:  # noqa: BLE001 - it becomes an outcome where the call is made
+            return None
+        return None if call is None else call.question
+
     def _write_bag(self, bag: Bag) -> None:
         bag.clear()
         for entry in self._entries.values():
             bag.add(_encode(_Item(entry=entry)))
-        self._done_in_bag = 0
+        self._spare_in_bag = 0
 
     def _write_head(self, cell: Cell) -> None:
         if not self._wrote_token:

@@ -53,9 +53,10 @@ WATCHDOG_US = 3_000_000
 
 MODES = ("timers", "bundles")
 
-Ask = Callable[[Any], Question]
+Ask = Callable[[Any], Question | None]
 IdOf = Callable[[Any], str]
 OrderKeyOf = Callable[[Any], bytes | None]
+TraceparentOf = Callable[[Any], str | None]
 
 
 class Asked(NamedTuple):
@@ -72,9 +73,10 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
     """Asks a model server about each record of a PCollection[T]; gives an `Asked`.
 
     `ask` makes the question about a record, `id_of` its id: both must be importable on workers, and give the same for the same
-    record, since a call is made again after a restore. The id is the call's `Idempotency-Key`; records with equal ids are
-    asked about separately. Records keep their event time and their windows. The watermark behind the step waits for what is under way,
-    on runners that know holds.
+    record, since a call is made again after a restore. Where `ask` gives None nothing is asked, and the answer is empty, of the
+    source ``none``. The id is in the call's `Idempotency-Key`; records with equal ids are asked about separately. `traceparent_of`
+    gives the trace that a record belongs to, as W3C's header has it, which is passed on to the server. Records keep their event
+    time and their windows. The watermark behind the step waits for what is under way, on runners that know holds.
 
     With `order_key_of`, records of one key leave in the order in which the step took them; a record whose key is None leaves as
     soon as it can, as all do without the function. It must not raise. Calls of one key run side by side all the same: an outcome
@@ -104,6 +106,7 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
         *,
         mode: str = "timers",
         order_key_of: OrderKeyOf | None = None,
+        traceparent_of: TraceparentOf | None = None,
         shards: int = DEFAULT_SHARDS,
         tick_ms: int = DEFAULT_TICK_MS,
         listen_ms: int = DEFAULT_LISTEN_MS,
@@ -127,6 +130,7 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
         self._ask = ask
         self._id_of = id_of
         self._order_key_of = order_key_of
+        self._traceparent_of = traceparent_of
         self._shards = shards
         self._tick_ms = tick_ms
         self._listen_ms = listen_ms
@@ -169,6 +173,7 @@ class AskModel(beam.PTransform):  # type: ignore[misc]
             "model": self._model,
             "ask": of(self._ask),
             "id_of": of(self._id_of),
+            "traceparent_of": None if self._traceparent_of is None else of(self._traceparent_of),
             "max_pending": self._max_pending,
             "make_caller": self._make_caller,
         }
@@ -211,6 +216,7 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
         model: ModelSettings,
         ask: Ask,
         id_of: IdOf,
+        traceparent_of: TraceparentOf | None,
         order_key_of: OrderKeyOf | None,
         shards: int,
         max_pending: int,
@@ -220,6 +226,7 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
         self._model = model
         self._ask = ask
         self._id_of = id_of
+        self._traceparent_of = traceparent_of
         self._order_key_of = order_key_of
         self._shards = shards
         self._max_pending = max_pending
@@ -242,7 +249,9 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
             wait_below(self._calls, self._max_pending)
             # What keeps an order takes its place when it arrives.
             early = calls.Early(record, Timestamp.of(timestamp).micros, self._calls.clock.now_ms())
-            ticket = self._calls.start_early(shard, event_id, call, early if order_key is None else None)
+            ticket = self._calls.start_early(
+                shard, event_id, call, early if order_key is None else None, most=self._max_pending
+            )
         yield shard, (ticket, record)
 
     def _shard(self, event_id: str, order_key: bytes | None) -> tuple[bytes, bool]:
@@ -258,7 +267,11 @@ class _Shard(beam.DoFn):  # type: ignore[misc]
             question = self._ask(record)
         except Exception:  # noqa: BLE001 - the step that keeps the record meets it again, and says so
             return None
-        return Call(id=event_id, question=question, deadline_ms=_deadline_ms(self._calls, self._model))
+        if question is None:
+            return None
+        trace = self._traceparent_of(record) if self._traceparent_of else None
+        deadline_ms = _deadline_ms(self._calls, self._model)
+        return Call(id=event_id, question=question, deadline_ms=deadline_ms, traceparent=trace)
 
 
 def wait_below(running: calls.Calls, most: int) -> None:
@@ -287,6 +300,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         model: ModelSettings,
         ask: Ask,
         id_of: IdOf,
+        traceparent_of: TraceparentOf | None,
         order_key_of: OrderKeyOf | None,
         coder: coders.Coder,
         tick_ms: int,
@@ -299,6 +313,7 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         self._model = model
         self._ask = ask
         self._id_of = id_of
+        self._traceparent_of = traceparent_of
         self._order_key_of = order_key_of
         self._coder = coder
         self._tick_us = tick_ms * 1_000
@@ -355,9 +370,10 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
             event_time.micros,
             _deadline_ms(self._calls, self._model),
             lambda: self._coder.encode(record),
-            lambda entry: _call(entry, self._ask(record)),
+            lambda entry: self._call(entry, record),
             self._order_key_of(record) if self._order_key_of else None,
             ticket,
+            asked=lambda: self._question(record),
         )
         if shard.awaits:
             if not shard.end_set:
@@ -508,12 +524,27 @@ class _Ask(beam.DoFn):  # type: ignore[misc]
         if isinstance(made, CallFailure):
             self._failures.inc()
             return beam.pvalue.TaggedOutput(FAILED, TimestampedValue((record, made), event_time))
-        self._answers.inc()
+        if outcome.source != "none":
+            self._answers.inc()
         return TimestampedValue((record, made), event_time)
 
-    def _make_call(self, entry: Entry) -> Call:
-        return _call(entry, self._ask(self._coder.decode(entry.payload)))
+    def _make_call(self, entry: Entry) -> Call | None:
+        return self._call(entry, self._coder.decode(entry.payload))
 
+    def _call(self, entry: Entry, record: Any) -> Call | None:
+        question = self._ask(record)
+        if question is None:
+            return None
+        return Call(
+            id=entry.id,
+            question=question,
+            deadline_ms=entry.deadline_ms,
+            attempts=entry.attempts,
+            traceparent=self._traceparent_of(record) if self._traceparent_of else None,
+        )
 
-def _call(entry: Entry, question: Question) -> Call:
-    return Call(id=entry.id, question=question, deadline_ms=entry.deadline_ms, attempts=entry.attempts)
+    def _question(self, record: Any) -> Question | None:
+        try:
+            return self._ask(record)
+        except Exception:  # noqa: BLE001 - it becomes an outcome where the call is made
+            return None

@@ -9,7 +9,10 @@ failed while nobody had a reply, since the event's attempt before it began: that
 waits, while the breaker sees to it that few requests are made. (`RetryPolicy.wait_for_server` false counts these.)
 
 Repeats of attempts that failed are paid from a budget (`budget`; `RetryPolicy.budget` of the events, and 10 a second at least, over
-10 s): where more fail than that, repeats wait for it, and first attempts go before them. An event is never given up for it.
+10 s): where more fail than that, repeats wait for it, and first attempts go before them. No event ends by it without a repeat: replies
+pay too, as long as hardly any attempt fails; and one whose time runs out (twice what a reply takes is left, or half of its time) is
+repeated once without the budget, if any server has replied since it failed. So while all servers fail the budget's promise holds;
+where they answer some, it is exceeded by one request at most for each event that would be lost else.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ from transforms.remote.transport import NotConnected
 _LEAST_RETRIES_PER_S = 10.0
 _BUDGET_WINDOW_S = 10.0
 _BUDGET_WAIT_S = 0.05
+_SPARE_WAIT_S = 0.25
+_SPARE_TIMES = 2.0
 _PHASES = {
     "permits": "while all permits for requests in flight were taken",
     "endpoints": "while no endpoint could be sent to",
@@ -65,6 +70,8 @@ class Attempts:
         self._exchange = exchange
         self._hedge = hedge
         self._paying = asyncio.Lock()  # those who wait for the budget, in order: the first alone looks at it
+        if hedge is not None:
+            admission.on_throttled = hedge.on_throttled
 
     async def replies(self, sending: Sending) -> Sequence[Reply]:
         """Return the replies, one to each question.
@@ -75,7 +82,7 @@ class Attempts:
         self.budget.deposit(self._clock.monotonic_s())
         while True:
             try:
-                return await self._attempt(sending)
+                replies = await self._attempt(sending)
             except Transient as error:
                 self._note(sending, error)
                 if isinstance(error, BrokenReply) and len(sending.courses) > 1:
@@ -85,13 +92,21 @@ class Attempts:
                 ):
                     raise
                 failed = error
+            else:
+                self.budget.on_result(self._clock.monotonic_s(), ok=True)
+                return replies
             await self._back_off(sending, failed)
 
     async def _attempt(self, sending: Sending) -> Sequence[Reply]:
         rest_s = sending.rest_s(self._clock, "before it was sent")
         try:
             permit = await self._admission.acquire(
-                sending.turn, rest_s, sending.request.tokens, sending.last_endpoint, sending.failures
+                sending.turn,
+                rest_s,
+                sending.request.tokens,
+                sending.last_endpoint,
+                sending.failures,
+                sending.whole_s,
             )
         except TimeoutError:
             raise sending.courses[0].exceeded(_PHASES[self._admission.blocked or "permits"]) from None
@@ -121,7 +136,9 @@ class Attempts:
             if second is not None:
                 tasks.append(asyncio.create_task(self._exchange.send(sending, second)))
             winner = await _first_with_reply(tasks)
-            if winner is not tasks[0]:
+            if winner.exception() is not None:
+                self._note_absent(sending, [task for task in tasks if task is not winner])
+            elif winner is not tasks[0]:
                 self._metrics.on_hedge("won")
             return winner.result()
         finally:
@@ -134,39 +151,61 @@ class Attempts:
             return None
         permit = self._admission.try_acquire(sending.request.tokens, {first.endpoint.url})
         if permit is not None and not hedge.try_start(now_s):
-            self._admission.end(permit, "cancelled")
+            self._admission.give_back(permit)
             self._metrics.on_hedge("withheld")
             return None
         if permit is not None:
             self._metrics.on_hedge("sent")
         return permit
 
-    async def _wait_for_budget(self, sending: Sending) -> None:
+    async def _wait_for_budget(self, sending: Sending, failed_s: float) -> None:
         """Wait until one more repeat may be sent, or the deadline has passed. An empty budget ends no event."""
-        if not self._paying.locked() and self.budget.try_withdraw(self._clock.monotonic_s()):
+        now_s = self._clock.monotonic_s()
+        if not self._paying.locked() and self.budget.try_withdraw(now_s):
             return
+        spare_s = min(_SPARE_TIMES * self._admission.needed.at(now_s), sending.whole_s / 2.0)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, sending.deadline_s - self._clock.monotonic_s())), self._paying:
+            async with asyncio.timeout(max(0.0, sending.deadline_s - spare_s - now_s)), self._paying:
                 while not self.budget.try_withdraw(self._clock.monotonic_s()):
                     await self._clock.sleep(_BUDGET_WAIT_S)
+                return
+        while not self._is_spared(sending, failed_s):
+            now_s = self._clock.monotonic_s()
+            if sending.deadline_s - now_s <= OVER_S or self.budget.try_withdraw(now_s):
+                return
+            await self._clock.sleep(min(_SPARE_WAIT_S, sending.deadline_s - now_s))
+
+    def _is_spared(self, sending: Sending, failed_s: float) -> bool:
+        """Whether an event whose time runs out is repeated without the budget: once, and not while all servers fail."""
+        if sending.is_spared or self._admission.replied_s < failed_s:
+            return False
+        sending.is_spared = True
+        return True
+
+    def _note_absent(self, sending: Sending, tasks: Sequence[_Task]) -> None:
+        """Take back those of these failed requests that found no server."""
+        failures = [task.exception() for task in tasks if not task.cancelled()]
+        for _ in range(sum(self._policy.wait_for_server and isinstance(error, NotConnected) for error in failures)):
+            sending.on_absent()
 
     def _note(self, sending: Sending, error: Transient) -> None:
         throttled = isinstance(error, Throttled)
         absent = self._policy.wait_for_server and isinstance(error, NotConnected)
         outage = self._policy.wait_for_server and self._admission.replied_s < sending.since_s
         sending.on_failure(error, counts=not (throttled or absent or outage), happened=not absent)
-        if throttled and self._hedge is not None:
-            self._hedge.on_throttled(self._clock.monotonic_s())
+        if not throttled:
+            self.budget.on_result(self._clock.monotonic_s(), ok=False)
 
     async def _back_off(self, sending: Sending, error: CallError) -> None:
         """Wait before the next attempt, but no longer than the deadline, which then has passed."""
         rest_s = sending.rest_s(self._clock, "")
+        failed_s = self._clock.monotonic_s()
         pause_s = full_jitter(sending.failures - 1, self._policy.base_s, self._policy.cap_s, self._clock.random())
         throttled = isinstance(error, Throttled)
         self._metrics.on_retry(error.kind, pause_s)
         await self._admission.rest(min(pause_s, rest_s), until_recovery=not throttled)
         if not throttled:
-            await self._wait_for_budget(sending)
+            await self._wait_for_budget(sending, failed_s)
         if sending.deadline_s - self._clock.monotonic_s() <= OVER_S:
             raise sending.courses[0].exceeded("during a back-off")
 

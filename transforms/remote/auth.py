@@ -1,6 +1,8 @@
 """Where the secret of a model server is found, and the header that carries it. Never the secret itself.
 
 The tokens of Google Cloud expire; `authorized` and `google_tokens` keep them.
+
+Defaults: ``Authorization: Bearer {secret}``; of Google's tokens the scope of Google Cloud as a whole.
 """
 
 from __future__ import annotations
@@ -12,6 +14,21 @@ from pathlib import Path
 import msgspec
 
 from transforms.errors import SettingsError
+
+_OURS = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "idempotency-key",
+        "te",
+        "traceparent",
+        "transfer-encoding",
+    }
+)
+"""Headers that the client writes itself, in lower case."""
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 
@@ -41,13 +58,17 @@ class Auth(msgspec.Struct, frozen=True):
     google: bool | GoogleAuth | None = None
 
     def __post_init__(self) -> None:
-        """Raise SettingsError unless exactly one source is named and the header is one."""
+        """Raise SettingsError unless exactly one source is named, and the header is one and not the client's own."""
         if bool(self.env) + bool(self.file) + bool(self.google) != 1:
             raise SettingsError("auth needs exactly one of env (a variable's name), file (a path) and google.")
         if self.google and (self.header, self.scheme) != ("Authorization", "Bearer"):
             raise SettingsError("google's tokens are sent as Authorization: Bearer; leave header and scheme out.")
         if not _HEADER_NAME.fullmatch(self.header):
             raise SettingsError("header is not the name of an HTTP header.")
+        if self.header.lower() in _OURS:
+            raise SettingsError(
+                f"header is {self.header}, which the client writes itself; name the one that the server reads."
+            )
 
     @property
     def google_auth(self) -> GoogleAuth | None:

@@ -11,6 +11,9 @@ recent + 1) · latency / weight``, where
   to which nothing is sent is forgotten with ``exp(-idle / IDLE_S)``, so that it is tried again;
 - `weight` is the endpoint's, times the factor of slow start: after a return it ramps from `least` to 1 in equal steps of time.
 
+Defaults: `RECENT_S` 1 s, `RISE` 0.3, `FALL` 0.05, `IDLE_S` 10 s; a weight of 1; slow start from 0.1 to 1 within 10 s
+(`PoolSettings`). An endpoint whose latency is not known yet is taken to be as fast as the fastest; where none is known, 1 s.
+
 Source: Michael Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001; the peak-sensitive average
 after Finagle's PeakEwma, and slow start after Envoy. Here the average moves per reply and not per second: else an endpoint
 with more traffic meets higher peaks, and large weights would be cut.

@@ -8,14 +8,18 @@ was last closed for a whole `window_s`. Both times are shortened to a quarter of
 (`ModelSettings.endpoint_pool`).
 
 Half-open, after that: `probes` requests at once may be sent. When so many have succeeded it is closed; at the first
-failure it is open again, for longer.
+failure it is open again, for longer, counted from when the latest probe was sent. Probes that have had no answer for
+`longest_open_s` give up their places, and as many more may be sent: a server that hangs and then recovers is looked at as often as
+one that fails. A late success of theirs still counts; a late failure says nothing of the server that the newer ones ask.
 
 The result of a request that was sent before the latest change of state says nothing about the server of now, and is left
 out: else the late timeouts of one outage would open the breaker again and again after it.
 
 Source: Michael Nygard, "Release It!" (the pattern and its three states); Netflix's Hystrix and resilience4j (share over a
 window with a least volume, several probes). The doubling is that of exponential back-off. There is no jitter: a probe is so
-little traffic that it does no harm when many processes send theirs at once.
+little traffic that it does no harm when many processes send theirs at once. New places for probes that hang are this project's.
+
+Defaults: 5 failures in a row, or half of 20 results in 10 s; open for 1 s, 10 s at the longest; 2 probes.
 """
 
 from __future__ import annotations
@@ -65,6 +69,8 @@ class Breaker:
         self.settings = settings
         self._state: BreakerState = "closed"
         self._turn = 0
+        self._first_turn = 0  # of the present state, which has more than one where probes hang
+        self._probed_s = 0.0
         self._failures = SlidingCount(settings.window_s)
         self._results = SlidingCount(settings.window_s)
         self._in_a_row = 0
@@ -94,6 +100,7 @@ class Breaker:
         """Note that a request is sent, and return the turn of the breaker that it belongs to."""
         self._advance(now_s)
         self._under_way += 1
+        self._probed_s = now_s
         return self._turn
 
     def on_result(self, now_s: float, ok: bool, turn: int | None = None) -> None:
@@ -101,7 +108,7 @@ class Breaker:
         if not self._ended(now_s, turn):
             return
         if self._state == "half-open":
-            self._judge_probe(now_s, ok)
+            self._judge_probe(now_s, ok, is_late=turn is not None and turn != self._turn)
         elif self._state == "closed":
             self._judge(now_s, ok)
 
@@ -116,16 +123,24 @@ class Breaker:
             self._change("half-open")
 
     def _advance(self, now_s: float) -> None:
-        """Become half-open when the back-off is over."""
+        """Become half-open when the back-off is over; there, give the places of probes that hang to others."""
         if self._state == "open" and now_s >= self._opens_s:
             self._change("half-open")
+        elif self._state == "half-open" and self._under_way >= self.settings.probes and self._hangs(now_s):
+            self._turn += 1
+            self._under_way = 0
+
+    def _hangs(self, now_s: float) -> bool:
+        """Whether the latest probe was sent so long ago that another look is due."""
+        return now_s - self._probed_s >= self.settings.longest_open_s
 
     def _ended(self, now_s: float, turn: int | None) -> bool:
-        """Take a request off those under way; whether it was sent in the present turn."""
+        """Take a request off those under way; whether it was sent in the present state."""
         self._advance(now_s)
-        if turn is not None and turn != self._turn:
+        if turn is not None and turn < self._first_turn:
             return False
-        self._under_way = max(0, self._under_way - 1)
+        if turn is None or turn == self._turn:
+            self._under_way = max(0, self._under_way - 1)
         return True
 
     def _judge(self, now_s: float, ok: bool) -> None:
@@ -135,27 +150,29 @@ class Breaker:
             return
         self._failures.add(now_s)
         if self._in_a_row >= self.settings.consecutive or self._share_reached(now_s):
-            self._open(now_s)
+            self._open(now_s, now_s)
 
     def _share_reached(self, now_s: float) -> bool:
         results = self._results.total(now_s)
         share = self.settings.failure_share
         return results >= self.settings.least_volume and self._failures.total(now_s) >= share * results
 
-    def _judge_probe(self, now_s: float, ok: bool) -> None:
+    def _judge_probe(self, now_s: float, ok: bool, *, is_late: bool) -> None:
         if not ok:
-            self._open(now_s)
+            if not is_late:
+                self._open(now_s, self._probed_s)
             return
         self._succeeded += 1
         if self._succeeded >= self.settings.probes:
             self._closed_s = now_s
             self._change("closed")
 
-    def _open(self, now_s: float) -> None:
+    def _open(self, now_s: float, since_s: float) -> None:
+        """Open for a back-off that began at `since_s`; one that is over by now lets probes through at once."""
         if self._state == "closed" and now_s - self._closed_s > self.settings.window_s:
             self._openings = 0
         back_off_s = self.settings.open_s * 2.0 ** min(self._openings, _GREATEST_POWER)
-        self._opens_s = now_s + min(self.settings.longest_open_s, back_off_s)
+        self._opens_s = since_s + min(self.settings.longest_open_s, back_off_s)
         self._openings += 1
         self._change("open")
 
@@ -163,6 +180,7 @@ class Breaker:
         """Enter a state; what was counted in the last one is forgotten."""
         self._state = state
         self._turn += 1
+        self._first_turn = self._turn
         self._in_a_row = self._under_way = self._succeeded = 0
         self._results.clear()
         self._failures.clear()

@@ -1,13 +1,15 @@
 """The response cache: one question asked twice is paid for once.
 
-- Key: BLAKE2b, 256 bits (RFC 7693), of the protocol, the model and the content as JSON with its keys in order, each
-  part led by its length. Where it is sent makes no difference, what is sent does; the model's name is part of it, so
-  a server that changes a model behind its name needs a `ttl_s` to match.
+- Key: BLAKE2b, 256 bits (RFC 7693), of the protocol, its options, the model and the content as MessagePack with its keys in order,
+  each part led by its length. Where it is sent makes no difference, what is sent and how it is read does; the model's name is part
+  of it, so a server that changes a model behind its name needs a `ttl_s` to match.
 - Memory: least recently used out first, bounded by entries and by bytes (of keys and values), each entry for `ttl_s`
   after it was put. Nothing but a reply is ever put: an error is asked again.
 - Single flight, after Go's package of that name: callers with the same key share one call. What Go's lacks: the call
   belongs to none of them. A caller that is cancelled, or whose own deadline passes, leaves it to the others, and where
-  the call ends by the deadline of the one who made it, the next one makes it anew.
+  the call ends by the deadline of the one who made it, or fails where that one had used attempts up before, the next one makes it
+  anew.
+- A reply is handed out before it is put: no cache costs an event its time, and what cannot be encoded is not kept.
 - What may be cached is what would come out the same again: see `cacheable`.
 
 Defaults: 1 hour, 10,000 entries, 64 MiB; for Redis, 50 ms for each of its answers.
@@ -24,7 +26,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from transforms.errors import CallError, DeadlineExceeded, SettingsError
+from transforms.errors import CallError, DeadlineExceeded, SettingsError, Transient
 from transforms.remote.auth import Auth, refuse_google
 from transforms.remote.clock import Clock
 
@@ -33,7 +35,7 @@ R = TypeVar("R")
 MAX_ENTRIES = 10_000
 MAX_BYTES = 64 * 1024 * 1024
 
-_encoder = msgspec.json.Encoder(order="sorted")
+_encoder = msgspec.msgpack.Encoder(order="sorted")
 _PERSON = b"farcall-reply"
 
 
@@ -96,24 +98,23 @@ def _check_redis_url(url: str) -> None:
         raise SettingsError("url may hold no password and no options; name the password under auth instead.")
 
 
-def content_key(protocol: str, model: str, content: Any, params: Mapping[str, Any]) -> bytes:
-    """Return the key of a request: 32 bytes that depend on what is asked, not on where.
+def content_key(
+    protocol: str, model: str, content: Any, params: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> bytes:
+    """Return the key of a request: 32 bytes that depend on what is asked and how its answer is read, not on where.
 
-    `content` is what goes into the body beside the params (messages, texts, tensors), or the body itself as bytes.
+    `content` is what goes into the body beside the params (messages, texts, tensors); `options` are the protocol's own.
 
     Raises:
-        TypeError, ValueError: something in it has no JSON form.
+        TypeError, ValueError, OverflowError: something in it has no form in MessagePack.
     """
     digest = blake2b(digest_size=32, person=_PERSON)
-    for part in (protocol.encode(), model.encode(), _canonical(content), _canonical(params)):
+    # Not JSON, which has one word for all numbers that are none, and writes bytes as text.
+    encoded = (_encoder.encode(part) for part in (content, params, options or {}))
+    for part in (protocol.encode(), model.encode(), *encoded):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.digest()
-
-
-def _canonical(value: Any) -> bytes:
-    """`value` as bytes that equal values share; a mark keeps bytes apart from JSON that looks the same."""
-    return b"b" + value if isinstance(value, bytes) else b"j" + _encoder.encode(value)
 
 
 def cacheable(params: Mapping[str, Any], *, samples: bool = True, always: bool = False) -> bool:
@@ -215,10 +216,11 @@ def open_cache(settings: CacheSettings, clock: Clock) -> ResponseCache:
 class _Caller(Generic[R]):
     """Somebody who waits for the result of a key, and could make the call."""
 
-    __slots__ = ("call", "result")
+    __slots__ = ("call", "is_worn", "result")
 
-    def __init__(self, call: Callable[[], Awaitable[R]]) -> None:
+    def __init__(self, call: Callable[[], Awaitable[R]], is_worn: bool) -> None:
         self.call = call
+        self.is_worn = is_worn
         self.result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
 
 
@@ -248,21 +250,23 @@ class SingleFlight(Generic[R]):
         """The calls under way."""
         return len(self._flights)
 
-    async def run(self, key: bytes, call: Callable[[], Awaitable[R]], deadline_s: float | None = None) -> R:
+    async def run(
+        self, key: bytes, call: Callable[[], Awaitable[R]], deadline_s: float | None = None, *, is_worn: bool = False
+    ) -> R:
         """Return what `call`, or that of an earlier caller still under way with the same `key`, returns.
 
-        `deadline_s` is this caller's own, a moment of the clock's monotonic time. A call is cancelled when nobody
-        waits for it any more.
+        `deadline_s` is this caller's own, a moment of the clock's monotonic time; `is_worn` says that its `call` has fewer attempts
+        left than a new one. A call is cancelled when nobody waits for it any more.
 
         Raises:
             DeadlineExceeded: `deadline_s` passed.
             Exception: what the call raised. All who share it get the same, except where it was the deadline, or a
-            cancel, of the one who made it.
+            cancel, of the one who made it, or a passing failure of a call that was worn.
         """
         rest_s = None if deadline_s is None else deadline_s - self._clock.monotonic_s()
         if rest_s is not None and rest_s <= 0.0:
             raise DeadlineExceeded("The deadline passed before the call was made.")
-        caller = _Caller(call)
+        caller = _Caller(call, is_worn)
         flight = self._board(key, caller)
         try:
             async with asyncio.timeout(rest_s) as limit:
@@ -307,7 +311,8 @@ class SingleFlight(Generic[R]):
     def _landed(self, key: bytes, flight: _Flight[R], leader: _Caller[R], task: asyncio.Task[R]) -> None:
         """Hand out what came of the call; where it ended for the leader's sake alone, the next caller makes it."""
         error = CallError("The call was cancelled from outside.") if task.cancelled() else task.exception()
-        if task.cancelled() or isinstance(error, DeadlineExceeded):
+        gave_up = leader.is_worn and isinstance(error, Transient)
+        if task.cancelled() or gave_up or isinstance(error, DeadlineExceeded):
             flight.callers.pop(leader, None)
             _settle(leader, task, error)
             if flight.callers:
@@ -349,11 +354,14 @@ class CachedCalls(Generic[R]):
         self._encode = encode
         self._decode = decode
         self._flight: SingleFlight[Answered[R]] = SingleFlight(clock)
+        self._putting: dict[bytes, tuple[asyncio.Task[None], R]] = {}
 
-    async def run(self, key: bytes, call: Callable[[], Awaitable[R]], deadline_s: float | None = None) -> Answered[R]:
+    async def run(
+        self, key: bytes, call: Callable[[], Awaitable[R]], deadline_s: float | None = None, *, is_worn: bool = False
+    ) -> Answered[R]:
         """Return the cached result of `key`, or what `call` or an equal call under way returns, which is then cached.
 
-        A cached value that does not decode, such as one of another version, is a miss.
+        A cached value that does not decode, such as one of another version, is a miss. `is_worn`: see `SingleFlight.run`.
 
         Raises:
             DeadlineExceeded: `deadline_s` passed.
@@ -366,17 +374,35 @@ class CachedCalls(Generic[R]):
             made = True
             return await self._answer(key, call)
 
-        answered = await self._flight.run(key, answer, deadline_s)
+        answered = await self._flight.run(key, answer, deadline_s, is_worn=is_worn)
         return answered if made or answered.source == "cache" else Answered(answered.value, "shared")
 
+    async def close(self) -> None:
+        """Wait for what is being put, and close the cache."""
+        while self._putting:
+            await asyncio.wait([task for task, _ in self._putting.values()])
+        await self._cache.close()
+
     async def _answer(self, key: bytes, call: Callable[[], Awaitable[R]]) -> Answered[R]:
+        if key in self._putting:
+            return Answered(self._putting[key][1], "cache")
         cached = await self._cache.get(key)
         value = None if cached is None else self._decoded(cached)
         if value is not None:
             return Answered(value, "cache")
         result = await call()
-        await self._cache.put(key, self._encode(result))
+        self._put(key, result)
         return Answered(result, "call")
+
+    def _put(self, key: bytes, result: R) -> None:
+        """Begin to keep a result; nobody waits for that."""
+        try:
+            encoded = self._encode(result)
+        except (ValueError, TypeError, OverflowError):  # such as a number of more than 64 bits
+            return
+        task = asyncio.create_task(self._cache.put(key, encoded))
+        self._putting[key] = (task, result)
+        task.add_done_callback(lambda _: self._putting.pop(key, None))
 
     def _decoded(self, cached: bytes) -> R | None:
         try:

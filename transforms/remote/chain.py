@@ -45,7 +45,7 @@ class Chain:
     async def call(self, call: Call) -> Outcome:
         """Return the first reply of the chain, or what became of its last call. Raises nothing but CancelledError."""
         began_s = self._clock.monotonic_s()
-        attempts, reason = call.attempts, None
+        attempts, reasons = call.attempts, list[str]()
         outcome: Outcome | None = None
         for number, client in enumerate(self.clients):
             deadline_ms = call.deadline_ms - round(client.settings.fallback_s * 1000.0)
@@ -55,13 +55,14 @@ class Chain:
             if outcome.reply is not None:
                 break
             self._report_fallback(number, outcome)
-            reason = f"{outcome.role} gave no reply ({outcome.error_type}): {outcome.error_message}"
+            reasons.append(f"{outcome.role} gave no reply ({outcome.error_type}): {outcome.error_message}")
         assert outcome is not None, "a chain has a first model"  # noqa: S101 - the constructor sees to it
         total_ms = (self._clock.monotonic_s() - began_s) * 1000.0
         if outcome.reply is None and self._fixed is not None:
-            return self._fixed_outcome(call.id, self._fixed, attempts, total_ms, reason)
-        first = outcome.role == self.clients[0].settings.role
-        return msgspec.structs.replace(outcome, attempts=attempts, total_ms=total_ms, reason=None if first else reason)
+            return self._fixed_outcome(call.id, self._fixed, attempts, total_ms, " ".join(reasons))
+        if outcome.reply is None:
+            reasons.pop()  # which the outcome itself says
+        return msgspec.structs.replace(outcome, attempts=attempts, total_ms=total_ms, reason=" ".join(reasons) or None)
 
     async def close(self) -> None:
         """Close the connections of every model."""
@@ -76,7 +77,7 @@ class Chain:
             self.telemetry.count(names.FALLBACKS, to=to, reason=outcome.error_type or "")
 
     @staticmethod
-    def _fixed_outcome(key: str, fixed: FixedReply, attempts: int, total_ms: float, reason: str | None) -> Outcome:
+    def _fixed_outcome(key: str, fixed: FixedReply, attempts: int, total_ms: float, reason: str) -> Outcome:
         value = fixed.value
         reply = Reply(value if isinstance(value, str) else "", "stop", "fixed", 0, 0, value)
-        return Outcome(key, reply, None, None, attempts, 0.0, total_ms, None, _FIXED, _FIXED, reason)
+        return Outcome(key, reply, None, None, attempts, 0.0, total_ms, None, _FIXED, _FIXED, reason, _FIXED)

@@ -19,7 +19,7 @@ from transforms.remote import loop, names
 from transforms.remote.admission import Admission
 from transforms.remote.attempts import Attempts
 from transforms.remote.batcher import CLOSED_BY, Batcher
-from transforms.remote.cache import CachedCalls, MemoryCache, cacheable, content_key, open_cache
+from transforms.remote.cache import CachedCalls, cacheable, content_key, open_cache
 from transforms.remote.client_metrics import ClientMetrics
 from transforms.remote.clock import Clock, SystemClock
 from transforms.remote.concurrency import make_limit
@@ -41,8 +41,9 @@ __all__ = ["Call", "Chat", "Client", "Message", "Outcome", "Reply", "Source"]
 
 _LONGEST_MESSAGE = 1000
 
-Source = Literal["call", "cache", "shared", "fixed"]
-"""Where a reply came from: a request of its own, the cache, the request of an equal call under way, or the settings."""
+Source = Literal["call", "cache", "shared", "fixed", "none"]
+"""Where a reply came from: a request of its own, the cache, the request of an equal call under way, the settings, or nowhere,
+where nothing was asked."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -51,8 +52,8 @@ class Outcome(msgspec.Struct, frozen=True):
     `attempts` are all that were made, those of `Call.attempts` included; one that found no server is not among them
     where `RetryPolicy.wait_for_server` says so (one cut off while it was connecting is). `model_ms` is how long the
     successful attempt took (0 without one), `total_ms` how long `Client.call` took. `endpoint` is the base URL of the
-    last attempt, None where none was made. `role` is that of the model which answered, or was asked last; `reason` says why it
-    was not the first one of a chain of fallbacks, None where it was.
+    last attempt, None where none was made. `role` is that of the model which answered, or was asked last, and `model` its name;
+    `reason` says why each before it in a chain of fallbacks did not answer, None where it was the first.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Outcome(msgspec.Struct, frozen=True):
     role: str = ""
     source: Source = "call"
     reason: str | None = None
+    model: str = ""
 
 
 class Client:
@@ -89,6 +91,7 @@ class Client:
             settings.role,
             operation=operation_of(settings.protocol),
             model=settings.model,
+            provider=names.provider_of(settings.protocol),
             soon=loop.soon if own_loop else None,
         )
         self._metrics = ClientMetrics(self.telemetry)
@@ -96,7 +99,13 @@ class Client:
         self._quotas = {url: Quota(settings.quota) for url in settings.urls}
         self._leases = SharedQuotas(settings.shared_quota, self._quotas, self._clock)
         self._admission = Admission(
-            self._clock, self.pool, settings.max_in_flight, self._limits, self._quotas, self._metrics
+            self._clock,
+            self.pool,
+            settings.max_in_flight,
+            self._limits,
+            self._quotas,
+            self._metrics,
+            settings.timeout_s,
         )
         self._exchange = Exchange(settings, self._clock, self._open.transport, self._admission, self._metrics)
         self._protocol = self._exchange.protocol
@@ -118,6 +127,7 @@ class Client:
                 self._clock,
                 lambda url, s: self._exchange.probe(url, path, s),
                 self._admission,
+                self._metrics.on_probe,
             )
         self._show_policies()
 
@@ -142,7 +152,8 @@ class Client:
         ones are lost, and a dead letter is no substitute for an answer that is possible.
         """
         began_s = self._clock.monotonic_s()
-        course = Course(call, began_s + (call.deadline_ms - self._clock.now_ms()) / 1000.0, next(self._turns))
+        deadline_s = began_s + (call.deadline_ms - self._clock.now_ms()) / 1000.0
+        course = Course(call, deadline_s, next(self._turns), began_s)
         source: Source = "call"
         reply, failure = None, None
         self._leases.start()
@@ -169,9 +180,10 @@ class Client:
             await self._probing.close()
         if self._batcher is not None:
             await self._batcher.close()
-        if self._cache is not None:
-            await self._cache.close()
+        if self._cached is not None:
+            await self._cached.close()
         await self._open.close()
+        self.telemetry.close()
 
     def _make_batcher(self) -> Batcher[Course, Reply] | None:
         settings = self.settings.batch
@@ -196,6 +208,8 @@ class Client:
             show(names.CONCURRENCY_LIMIT, partial(getattr, limit, "limit"), endpoint=url)
         for url, quota in self._quotas.items():
             self.telemetry.observed(names.QUOTA_REFUSALS, partial(_throttled, quota), endpoint=url)
+        for url, lease in zip(self._quotas, self._leases.shared, strict=False):
+            self._metrics.observe(names.QUOTA_LEASES_LOST, partial(getattr, lease, "lost"), endpoint=url)
         for of in ("requests", "tokens"):
             per_min = getattr(self.settings.quota, f"{of}_per_min")
             if per_min is not None:
@@ -206,9 +220,8 @@ class Client:
             show(names.HEDGE_DELAY, lambda: hedge.delay_s(self._clock.monotonic_s()) or 0.0)
         if self._batcher is not None:
             self._show_batches(self._batcher)
-        if isinstance(self._cache, MemoryCache):
-            cache = self._cache
-            show(names.CACHE_SIZE, lambda: cache.size_bytes)
+        if self._cache is not None:
+            self._metrics.show_cache(self._cache)
 
     def _show_batches(self, batcher: Batcher[Course, Reply]) -> None:
         self._metrics.show(names.BATCH_FILL, partial(_fill, batcher))
@@ -221,13 +234,21 @@ class Client:
         always = self.settings.cache is not None and self.settings.cache.always
         if not cacheable(params, samples=self._protocol.samples, always=always):
             return await self._ask(course), "call"
-        key = content_key(self.settings.protocol, self.settings.model, _content(question), params)
+        model = self.settings
         try:
-            answered = await cached.run(key, lambda: self._ask(course), course.deadline_s)
+            key = content_key(model.protocol, model.model, _content(question), params, model.options)
+        except (TypeError, ValueError, OverflowError):
+            # What has no key, such as a number of more than 64 bits, is asked each time.
+            return await self._ask(course), "call"
+        is_worn = course.call.attempts > 0
+        try:
+            answered = await cached.run(key, lambda: self._ask(course), course.deadline_s, is_worn=is_worn)
         except DeadlineExceeded:
             raise course.exceeded("while it waited for its reply") from None
         self._metrics.on_cache(answered.source)
-        return answered.value, answered.source
+        if answered.source == "call" or answered.value.first_token_ms is None:
+            return answered.value, answered.source
+        return msgspec.structs.replace(answered.value, first_token_ms=None), answered.source
 
     async def _ask(self, course: Course) -> Reply:
         if self._batcher is None:
@@ -262,6 +283,7 @@ class Client:
             course.endpoint,
             self.settings.role,
             source,
+            model=(reply.model if reply else None) or self.settings.model,
         )
 
 

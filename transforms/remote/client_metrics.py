@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from transforms.remote import names
+from transforms.remote.cache import MemoryCache, ResponseCache
+from transforms.remote.cache_redis import RedisCache
 from transforms.remote.outliers import Kind
 from transforms.remote.questions import Reply
 from transforms.remote.telemetry import Counter, Histogram, Telemetry
@@ -75,8 +77,10 @@ class ClientMetrics:
             self._input_tokens.record(reply.prompt_tokens)
         if reply.completion_tokens is not None:
             self._output_tokens.record(reply.completion_tokens)
-        if reply.first_token_ms is not None:
-            self._first_chunk.record(reply.first_token_ms / 1000.0)
+
+    def on_first_chunk(self, after_s: float) -> None:
+        """The first chunk of a stream has come, so long after the request was sent."""
+        self._first_chunk.record(after_s)
 
     def on_chunk(self, after_s: float) -> None:
         """A chunk of a stream has come, so long after the one before."""
@@ -107,9 +111,25 @@ class ClientMetrics:
         result = {"cache": "hit", "shared": "shared"}.get(source, "miss")
         self.telemetry.count(names.CACHE_REQUESTS, result=result)
 
+    def on_probe(self, url: str, up: bool) -> None:
+        """A health probe of this endpoint has found out whether it is up."""
+        self.telemetry.count(names.PROBES, endpoint=url, result="up" if up else "down")
+
+    def show_cache(self, cache: ResponseCache) -> None:
+        """Show what a cache knows of itself, whenever somebody looks."""
+        if isinstance(cache, MemoryCache):
+            self.show(names.CACHE_SIZE, lambda: cache.size_bytes)
+            self.observe(names.CACHE_EVICTIONS, lambda: cache.evicted)
+        elif isinstance(cache, RedisCache):
+            self.observe(names.CACHE_FAILURES, lambda: cache.failures)
+
     def show(self, name: names.Instrument, read: Callable[[], float], **labels: str) -> None:
         """Show a number that a policy keeps."""
         self.telemetry.gauge(name, read, **labels)
+
+    def observe(self, name: names.Instrument, read: Callable[[], float], **labels: str) -> None:
+        """Show a count that a policy keeps, which never becomes less."""
+        self.telemetry.observed(name, read, **labels)
 
     def _end(self, error_type: str | None, took_s: float) -> None:
         kind = error_type or _OK

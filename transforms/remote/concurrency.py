@@ -44,12 +44,16 @@ A round-trip time is the server's and the network's: what the client's own event
 Results that are cancelled, or failed for their content, say nothing. The limit is never below `least` or above `most`, and
 where callers do not reach it, it does not grow. Rounds need no timer: a limit moves with the next result.
 
+Defaults: ``aimd`` from 8, 1 to 256; decrease 0.9, tolerance 1.3, deviation scale 2.5, proof 0.7, overloaded share 0.1, rounds of 1.5
+round-trip times, patience 3.
+
 The default was chosen by ``python -m benchmarks.limits`` (docs/adr/0012-concurrency-limits.md).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -63,6 +67,15 @@ Algorithm = Literal["aimd", "gradient", "fixed"]
 
 Verdict = Literal["ok", "throttled", "overloaded", "failed", "cancelled"]
 """How a request ended: ``throttled`` is 429, ``overloaded`` a timeout or 5xx, ``failed`` a fault of its own content."""
+
+_OF_ONE: Mapping[Algorithm, tuple[str, ...]] = {
+    "aimd": ("tolerance", "deviation_scale", "proof_ratio", "patience"),
+    "gradient": ("gradient_tolerance", "smoothing", "queue", "long_window"),
+}
+"""The settings that one algorithm alone uses."""
+
+_OF_ROUNDS = ("decrease_ratio", "overloaded_share", "round_rtts")
+"""Those that all but ``fixed`` use."""
 
 _FEWEST, _ENOUGH, _HEAVIEST = 5, 100, 500
 _FOLLOW = 0.3
@@ -92,7 +105,7 @@ class ConcurrencySettings(msgspec.Struct, frozen=True, kw_only=True):
     long_window: int = 600
 
     def __post_init__(self) -> None:
-        """Raise SettingsError for a number out of its range, or an order of least, initial and most that is none."""
+        """Raise SettingsError for a number out of its range or of another algorithm, or bounds that are in no order."""
         ranges.positive(least=self.least, initial=self.initial, most=self.most)
         ranges.rising(least=self.least, initial=self.initial, most=self.most)
         ranges.positive(deviation_scale=self.deviation_scale, round_rtts=self.round_rtts, patience=self.patience)
@@ -104,12 +117,27 @@ class ConcurrencySettings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(
                     f"{name} is {value:g}; a limit is cut to that share, so it must lie between 0 and 1."
                 )
-        ranges.rising(proof_ratio=self.proof_ratio, decrease_ratio=self.decrease_ratio)
+        if self.algorithm == "aimd":
+            ranges.rising(proof_ratio=self.proof_ratio, decrease_ratio=self.decrease_ratio)
         for name in ("tolerance", "gradient_tolerance"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 1.0):
                 raise SettingsError(
                     f"{name} is {value:g}; at the usual latency it must not act, so it must be 1 or more."
+                )
+        self._check_algorithm()
+
+    def _check_algorithm(self) -> None:
+        """Refuse what is set and has no effect. The bounds are for all: those of ``fixed`` may be needed for its `initial`."""
+        without: dict[str, str] = {
+            name: other for other, names in _OF_ONE.items() if other != self.algorithm for name in names
+        }
+        if self.algorithm == "fixed":
+            without |= dict.fromkeys(_OF_ROUNDS, "aimd and gradient")
+        for field in msgspec.structs.fields(self):
+            if field.name in without and getattr(self, field.name) != field.default:
+                raise SettingsError(
+                    f"{field.name} is of the algorithm {without[field.name]}, and this is {self.algorithm}; leave it out."
                 )
 
 

@@ -22,8 +22,8 @@ COMPRESSED_FROM_BYTES = 1024
 
 
 def packed(how: Compression | None, body: bytes, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
-    """The body and the headers of a request as they are sent: the same for the same body."""
-    if how is None or len(body) < COMPRESSED_FROM_BYTES:
+    """The body and the headers of a request as they are sent: the same for the same body. What is compressed stays as it is."""
+    if how is None or len(body) < COMPRESSED_FROM_BYTES or "Content-Encoding" in headers:
         return body, headers
     return gzip.compress(body, compresslevel=6, mtime=0), {**headers, "Content-Encoding": how}
 

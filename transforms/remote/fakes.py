@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from transforms.errors import CallError, TimedOut, Unreachable
+from transforms.errors import CallError
 from transforms.remote.clock import Clock
-from transforms.remote.transport import Answer, NotConnected, Opened
+from transforms.remote.transport import Answer, NotConnected, Opened, broke_off, timed_out
 
 T = TypeVar("T")
 
@@ -103,9 +103,14 @@ class Sent(msgspec.Struct, frozen=True):
     timeout_s: float
 
     @property
-    def id(self) -> str:
+    def key(self) -> str:
         """The idempotency key, or an empty string."""
         return self.headers.get("idempotency-key", "")
+
+    @property
+    def id(self) -> str:
+        """The event's id in the idempotency key: what stands before the last colon, behind which the model is named."""
+        return self.key.rsplit(":", 1)[0]
 
 
 class Scripted(msgspec.Struct, frozen=True):
@@ -140,7 +145,7 @@ def unreachable(after_s: float = 0.0) -> Scripted:
 
 def dropped(after_s: float = 0.0) -> Scripted:
     """Return the script of a connection that breaks after the request was sent."""
-    return Scripted(error=Unreachable("The connection broke before the answer was complete."), after_s=after_s)
+    return Scripted(error=broke_off("the server"), after_s=after_s)
 
 
 def hung() -> Scripted:
@@ -206,7 +211,7 @@ class FakeTransport:
             return
         await self._clock.sleep(timeout_s)
         self.cancelled += 1
-        raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.")
+        raise timed_out(url, timeout_s)
 
     def _note(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Sent:
         lower = {name.lower(): value for name, value in headers.items()}

@@ -11,7 +11,8 @@ is outside of it is left out, and ``["string", "null"]`` becomes ``nullable``. T
 as it is, to models that take this; ``none`` leaves it out.
 
 The finish reasons are given in the words that all protocols share: ``STOP`` is ``stop``, ``MAX_TOKENS`` is ``length``, others in
-small letters. A prompt that was blocked is refused: it would be blocked again. An answer without text is broken.
+small letters. A prompt that was blocked is refused: it would be blocked again. An answer without text is broken, and so is one that
+a filter cut off (``SAFETY``, ``RECITATION``, ``BLOCKLIST``, ``PROHIBITED_CONTENT``, ``SPII``).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from transforms.remote.bodies import decode, encode, excerpt_of
 from transforms.remote.protocols import ProtocolSettings, Request, read_options, refuse_reserved
 from transforms.remote.questions import Chat, Message, Question, Reply
 from transforms.remote.sse import SseParser
+from transforms.remote.streams import failure_of
 from transforms.remote.transport import LARGEST_REPLY_BYTES
 
 RESERVED_PARAMS = frozenset(
@@ -44,6 +46,7 @@ _KEPT = frozenset({
     "default", "example",
 })  # fmt: skip
 _WORDS = {"STOP": "stop", "MAX_TOKENS": "length"}
+_FILTERED = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"})
 _DEFAULT_OUTPUT_TOKENS = 256
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -193,8 +196,9 @@ def parse_reply(body: bytes) -> Reply:
     """Return the reply that the body of a 2xx answer holds: the first candidate's text.
 
     Raises:
-        BrokenReply: see `bodies.decode`; or it has no candidate, or one without text.
+        BrokenReply: see `bodies.decode`; or it has no candidate, or one without text or that a filter cut off.
         Refused: the prompt was blocked.
+        CallError: it is an error object, which is the error that `streams.failure_of` says.
     """
     gathered = _Gathered()
     gathered.take(decode(_bodies, body))
@@ -204,27 +208,34 @@ def parse_reply(body: bytes) -> Reply:
 class GeminiStream:
     """Puts one streamed reply together; see `StreamReader`. Each event holds a piece of the answer in the form of a whole one.
 
-    There is no end mark: a stream is complete once a finish reason has come, and the usage or the end with it.
+    There is no end mark: a stream is complete once a finish reason has come, and the usage or the end with it. `size`, `chunks` and
+    `first_chunk_s` are those of a `ChunkReader`.
     """
 
     def __init__(self, largest_bytes: int = LARGEST_REPLY_BYTES) -> None:
         self.first_token_s: float | None = None
+        self.first_chunk_s: float | None = None
+        self.chunks = 0
+        self.size = 0
         self._parser = SseParser("strict", largest_bytes)
         self._largest = largest_bytes
-        self._size = 0
         self._gathered = _Gathered()
 
     def feed(self, chunk: bytes, now_s: float) -> bool:
         """Take the next bytes, which came at `now_s`; return whether the stream is complete.
 
         Raises:
-            BrokenReply: they do not follow the protocol, hold an error object, or are more than the bound.
+            BrokenReply: they do not follow the protocol, or are more than the bound.
             Refused: the prompt was blocked.
+            CallError: they hold an error object, which is the error that `streams.failure_of` says.
         """
-        self._size += len(chunk)
-        if self._size > self._largest:
+        self.size += len(chunk)
+        if self.size > self._largest:
             raise BrokenReply(f"The stream is larger than {self._largest} bytes.")
         for event in self._parser.feed(chunk):
+            self.chunks += 1
+            if self.first_chunk_s is None:
+                self.first_chunk_s = now_s
             self._gathered.take(decode(_bodies, event.data.encode()))
             if self._gathered.pieces and self.first_token_s is None:
                 self.first_token_s = now_s
@@ -234,7 +245,7 @@ class GeminiStream:
         """Return the reply, once the stream has ended.
 
         Raises:
-            BrokenReply: it was cut before a finish reason, or holds no text.
+            BrokenReply: it was cut before a finish reason or by a filter, or holds no text.
         """
         return self._gathered.reply()
 
@@ -256,7 +267,8 @@ class _Gathered:
     def take(self, body: _Body) -> None:
         """Note one part of the answer, or all of it."""
         if body.error is not None:
-            raise BrokenReply(f"The answer has a status of success but is an error object: {excerpt_of(body.error)}.")
+            sentence = f"The answer has a status of success but is an error object: {excerpt_of(body.error)}."
+            raise failure_of(body.error, sentence)
         if not body.candidates and body.promptFeedback is not None and body.promptFeedback.blockReason:
             raise Refused(f"The prompt was blocked: {body.promptFeedback.blockReason}.", 0)
         self._model = body.modelVersion or self._model
@@ -273,7 +285,9 @@ class _Gathered:
         """The reply; raises BrokenReply where there is none."""
         if self._finish is None:
             raise BrokenReply("The answer was cut: it has no candidate with a finish reason.")
-        if not self.pieces and self._finish != "STOP":
+        if self._finish in _FILTERED:
+            raise BrokenReply(f"The answer is not complete: a filter cut it off ({self._finish}).")
+        if not self.pieces:
             raise BrokenReply(f"The answer holds no text; it ended for {self._finish}.")
         return Reply(
             "".join(self.pieces),

@@ -21,9 +21,17 @@ from urllib.parse import urlsplit
 import grpc
 import grpc.aio
 
-from transforms.errors import BrokenReply, Refused, TimedOut, Unreachable
+from transforms.errors import Refused, Unreachable
 from transforms.remote.connection import Compression, ProxySettings, TlsSettings
-from transforms.remote.transport import LARGEST_REPLY_BYTES, Answer, NotConnected, Opened
+from transforms.remote.transport import (
+    LARGEST_REPLY_BYTES,
+    Answer,
+    NotConnected,
+    Opened,
+    broke_off,
+    timed_out,
+    too_large,
+)
 
 HTTP_STATUS: Mapping[grpc.StatusCode, int] = {
     grpc.StatusCode.UNKNOWN: 500,
@@ -68,6 +76,7 @@ class GrpcTransport:
         proxy: ProxySettings | None = None,
         compress: Compression | None = None,
     ) -> None:
+        self._largest = largest_reply_bytes
         self._compression = None if compress is None else grpc.Compression.Gzip
         self._options = (
             ("grpc.enable_retries", 0),
@@ -96,9 +105,9 @@ class GrpcTransport:
                 answer: bytes = await call
                 return 200, _headers(await call.trailing_metadata()), answer
         except TimeoutError:
-            raise TimedOut(f"{base} gave no complete answer within {timeout_s:.3g} s.") from None
+            raise timed_out(base, timeout_s) from None
         except grpc.aio.AioRpcError as error:
-            return _answer(error, channel, base, timeout_s)
+            return _answer(error, channel, base, timeout_s, self._largest)
         except grpc.aio.UsageError:
             raise Unreachable(f"The connection to {base} was closed.") from None
 
@@ -157,18 +166,18 @@ async def _connected(channel: Any, base: str) -> None:
         state = channel.get_state(try_to_connect=True)
 
 
-def _answer(error: Any, channel: Any, base: str, timeout_s: float) -> Answer:
+def _answer(error: Any, channel: Any, base: str, timeout_s: float, largest_bytes: int) -> Answer:
     """What a call that failed is in terms of HTTP."""
     code, details = error.code(), (error.details() or "")[:_EXCERPT]
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        raise TimedOut(f"{base} gave no complete answer within {timeout_s:.3g} s.")
+        raise timed_out(base, timeout_s)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
         if details.startswith("SERVER"):
             return 413, {}, details.encode()
-        raise BrokenReply(f"The answer of {base} is too large: {details}.")
+        raise too_large(base, largest_bytes)
     gone = channel.get_state() is not grpc.ChannelConnectivity.READY
     if code is grpc.StatusCode.CANCELLED or (code is grpc.StatusCode.UNAVAILABLE and gone):
-        raise Unreachable(f"The connection to {base} broke before the answer was complete ({details}).")
+        raise broke_off(base, details)
     return HTTP_STATUS.get(code, 500), _headers(error.trailing_metadata()), details.encode()
 
 

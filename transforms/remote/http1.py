@@ -10,7 +10,7 @@ import asyncio
 import functools
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httptools
@@ -139,12 +139,14 @@ class Unpacked:
 class Connection(asyncio.Protocol):
     """One connection, with one request at a time. Use it on one event loop.
 
-    `send`, then either `answer`, or `opened` and `piece` until that is empty. Each of them raises ClosedError, NotHttpError or
-    TooLargeError; after that, and unless `is_clean`, the connection is of no more use.
+    `send`, then either `answer`, or `opened` and `piece` until that is empty; `read_on` does without the rest. Each of them but the
+    last raises ClosedError, NotHttpError or TooLargeError; after that, and unless `is_clean`, the connection is of no more use.
     """
 
     __slots__ = (
+        "_ended",
         "_error",
+        "_expiry",
         "_head_bytes",
         "_held_bytes",
         "_is_complete",
@@ -167,6 +169,8 @@ class Connection(asyncio.Protocol):
         self._transport: Any = None
         self._parser: Any = None
         self._waiter: asyncio.Future[None] | None = None
+        self._ended: Callable[[], None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._error: Exception | None = None
         self._is_complete = True
         self._is_kept = True
@@ -189,6 +193,7 @@ class Connection(asyncio.Protocol):
         return (
             self._is_complete
             and self._is_kept
+            and not self._is_paused  # it would read nothing of the next answer
             and not self._transport.is_closing()
             and not self._transport.get_write_buffer_size()
         )
@@ -232,6 +237,20 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return found
 
+    def read_on(self, for_s: float, most: int, ended: Callable[[], None]) -> None:
+        """Drops the rest of the answer as it comes, and calls `ended` when that is complete, or has failed.
+
+        It fails after `for_s` seconds, and where more than `most` bytes come of it.
+        """
+        self._pieces, self._most = [], most
+        if not self._is_complete:
+            self._check_size()
+        if self._is_complete or self._error is not None:
+            ended()
+            return
+        self._ended = ended
+        self._expiry = self._loop.call_later(for_s, self._expire)
+
     def close(self) -> None:
         """Closes it in good order."""
         self._transport.close()
@@ -252,6 +271,12 @@ class Connection(asyncio.Protocol):
             raise self._error
 
     def _wake(self) -> None:
+        if self._ended is not None:
+            if self._expiry is not None:
+                self._expiry.cancel()
+            ended, self._ended, self._expiry = self._ended, None, None
+            # Later, since bytes behind the answer may stand in the same piece.
+            self._loop.call_soon(ended)
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -264,6 +289,10 @@ class Connection(asyncio.Protocol):
 
     def _expire(self) -> None:
         self._fail(ExpiredError())
+
+    def _check_size(self) -> None:
+        if self._held_bytes > self._most:
+            self._fail(TooLargeError())
 
     # What the event loop calls.
 
@@ -344,8 +373,11 @@ class Connection(asyncio.Protocol):
         self._pieces.append(body)
         self._held_bytes += len(body)
         if self._is_whole:
-            if self._held_bytes > self._most:
-                self._fail(TooLargeError())
+            self._check_size()
+            return
+        if self._ended is not None:
+            self._pieces = []
+            self._check_size()
             return
         if self._held_bytes > _HELD_BYTES and not self._is_paused:
             self._is_paused = True

@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohappyeyeballs
 
-from transforms.errors import BrokenReply, CallError, TimedOut, Unreachable
+from transforms.errors import CallError
 from transforms.remote.connection import Compression, TlsSettings, packed
 from transforms.remote.http1 import (
     ClosedError,
@@ -29,7 +29,18 @@ from transforms.remote.http1 import (
     head_of,
     target_of,
 )
-from transforms.remote.transport import LARGEST_REPLY_BYTES, Answer, NotConnected, Opened
+from transforms.remote.transport import (
+    LARGEST_REPLY_BYTES,
+    READ_ON_BYTES,
+    READ_ON_S,
+    Answer,
+    NotConnected,
+    Opened,
+    broke_off,
+    not_http,
+    timed_out,
+    too_large,
+)
 
 KEEP_S = 15.0
 """How long a connection is kept for the next request, as aiohttp has it."""
@@ -123,8 +134,10 @@ class Http1Transport:
                     except _FAILURES as error:
                         raise self._translated(error, url, timeout_s) from None
                     yield connection.status, connection.headers, self._pieces(url, connection, timeout_s)
-                finally:
+                except BaseException:
                     self._give_back(target, connection)
+                    raise
+                connection.read_on(READ_ON_S, READ_ON_BYTES, functools.partial(self._give_back, target, connection))
         except TimeoutError:
             if not bound.expired():
                 raise
@@ -259,12 +272,12 @@ class Http1Transport:
     def _translated(self, error: Exception, url: str, timeout_s: float) -> CallError:
         """The failure in this project's terms."""
         if isinstance(error, ExpiredError):
-            return TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.")
+            return timed_out(url, timeout_s)
         if isinstance(error, TooLargeError):
-            return BrokenReply(f"The answer of {url} is larger than {self._largest} bytes.")
+            return too_large(url, self._largest)
         if isinstance(error, NotHttpError):
-            return BrokenReply(f"{url} answered with something that is not HTTP ({error}).")
-        return Unreachable(f"The connection to {url} broke before the answer was complete.")
+            return not_http(url, error)
+        return broke_off(url)
 
 
 async def _look_up(host: str, port: int) -> list[Any]:

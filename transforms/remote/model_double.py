@@ -10,7 +10,7 @@ or as a process of its own, which prints one line when it listens::
     python -m transforms.remote.model_double --port 8000 --latency_ms 200 --sigma 0.6 \
         --faults '[{"kind": "status", "status": 503, "retry_after": "0.5", "attempts": [1], "fraction": 0.1}]'
 
-The reply is a pure function of the last user message, the latency one of the request's `Idempotency-Key` and the
+The reply is a pure function of the last user message, the latency one of the event's id in the `Idempotency-Key` and the
 seed: log-normal with `latency_ms` as its median and `sigma` as its shape. `Fault` says what can go wrong.
 
 Beside the protocols' own paths it serves ``GET /v1/models`` and ``GET /health``, and to be steered from another
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import email.utils
+import re
 import signal
 import socket
 import ssl
@@ -136,6 +137,14 @@ def latency_s(seed: int, key: str, median_ms: float, sigma: float) -> float:
         return 0.0
     z = NormalDist().inv_cdf(min(max(_share(seed, "latency", key), 1e-12), 1.0 - 1e-12)) if sigma else 0.0
     return median_ms / 1000.0 * exp(sigma * z)
+
+
+_MODEL = re.compile(r":[^:]+-[0-9a-f]{8}\Z", re.ASCII)
+
+
+def event_id_of(key: str) -> str:
+    """Return the event's id in an idempotency key of ours, behind which the model is named; any other key as it is."""
+    return _MODEL.sub("", key)
 
 
 class ModelDouble:
@@ -327,7 +336,7 @@ class ModelDouble:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         """One answer, counted."""
-        key = request.headers.get("Idempotency-Key", "")
+        key = event_id_of(request.headers.get("Idempotency-Key", ""))
         self._count(key)
         try:
             return await self._answer(request, key)

@@ -13,10 +13,12 @@ from transforms.errors import SettingsError
 from transforms.remote import ranges
 from transforms.remote.auth import Auth
 from transforms.remote.batcher import BatchSettings
+from transforms.remote.breaker import BreakerSettings
 from transforms.remote.cache import CacheSettings
 from transforms.remote.concurrency import ConcurrencySettings
 from transforms.remote.connection import Compression, ProxySettings, TlsSettings
 from transforms.remote.hedge import HedgeSettings
+from transforms.remote.outliers import OutlierSettings
 from transforms.remote.pool import PoolSettings
 from transforms.remote.probes import ProbeSettings
 from transforms.remote.protocols import nearest
@@ -55,6 +57,7 @@ class ModelKeys(msgspec.Struct, frozen=True):
     retry: Any = None
     auth: Any = None
     regions: tuple[str, ...] = ()
+    pool: Any = None
     params: dict[str, Any] = {}
     batch: Any = None
     stream: Any = None
@@ -185,6 +188,10 @@ def _model(role: str, by_role: Mapping[str, Any], models: _Place, chain: tuple[s
         if (value := getattr(keys, name)) is not None
     }
     fallback = _fallback(keys.fallback, place.at("fallback"), by_role, models, (*chain, role))
+    # Outside of the block below: their errors name their own place.
+    pool = _pool(keys.pool, place.at("pool"))
+    proxy = _proxy(keys.proxy, place.at("proxy"))
+    bounds = _limits(limits, place.at("limits"))
     try:
         return ModelSettings(
             role=role,
@@ -195,10 +202,10 @@ def _model(role: str, by_role: Mapping[str, Any], models: _Place, chain: tuple[s
             timeout_s=keys.timeout_s,
             deadline_s=keys.deadline_s,
             max_in_flight=limits.max_in_flight,
-            **_limits(limits, place.at("limits")),
-            pool=PoolSettings(regions=keys.regions),
+            **bounds,
+            pool=msgspec.structs.replace(pool, regions=keys.regions),
             params=keys.params,
-            proxy=_proxy(keys.proxy, place.at("proxy")),
+            proxy=proxy,
             compress=keys.compress,
             fallback=fallback,
             **sections,
@@ -219,6 +226,20 @@ def _limits(limits: Limits, place: _Place) -> dict[str, Any]:
         for name, (setting, kind) in kinds.items()
         if (value := getattr(limits, name)) is not None
     }
+
+
+def _pool(value: object, place: _Place) -> PoolSettings:
+    """The section `pool`: the numbers of a pool, without its regions."""
+    if value is None:
+        return PoolSettings()
+    if isinstance(value, dict) and "regions" in value:
+        raise place.at("regions").error("regions stands beside pool, not in it; move it there.")
+    known = [name for name in PoolSettings.__struct_fields__ if name != "regions"]
+    keys = dict(_keys(value, known, place))
+    for name, kind in (("breaker", BreakerSettings), ("outliers", OutlierSettings)):
+        if name in keys:
+            keys[name] = _section(kind, keys[name], place.at(name))
+    return _section(PoolSettings, keys, place)
 
 
 _SECTIONS: Mapping[str, type[msgspec.Struct]] = {

@@ -8,6 +8,8 @@ Each instrument has two further names, since neither side takes dots. In Prometh
 its own conventions want them. In Beam, whose metrics have no labels: underscores, then the values of the labels; endpoints are
 added up there, and times are whole milliseconds.
 
+All bounds of a histogram are the least one times a power of two: there its buckets end (`telemetry`).
+
 Source: OpenTelemetry semantic conventions 1.42.0, metrics of GenAI clients (status: development; they moved to the repository
 semantic-conventions-genai with that version). Prometheus: "Metric and label naming", and OpenTelemetry's "Prometheus and
 OpenMetrics compatibility" for the change of names.
@@ -21,7 +23,8 @@ from typing import Literal
 import msgspec
 
 Kind = Literal["counter", "gauge", "histogram"]
-Unit = Literal["s", "By", "{token}", "{call}", "{request}", "{item}", "{endpoint}", "1", "1/min"]
+Unit = Literal["s", "By", "{token}", "{call}", "{request}", "{item}", "{endpoint}", "{entry}", "{lease}", "1", "1/min"]
+Together = Literal["sum", "greatest", "state"]
 
 ENDPOINT = "endpoint"
 """The label that Beam's names leave out: series that differ in it alone are added up there."""
@@ -42,15 +45,22 @@ ITEM_BOUNDS = tuple(float(2**power) for power in range(11))
 """The bounds of buckets for items of a batch: 1 to 1 024."""
 
 _BOUNDS = {"s": TIME_BOUNDS_S, "{token}": TOKEN_BOUNDS, "By": BYTE_BOUNDS, "{item}": ITEM_BOUNDS}
-_GEN_AI = ("gen_ai.operation.name", "gen_ai.request.model")
+_GEN_AI = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
+_PROVIDERS = {
+    "openai-chat": "openai",
+    "openai-embeddings": "openai",
+    "gemini": "gcp.gemini",
+    "vertex": "gcp.vertex_ai",
+}
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9]+")
 
 
 class Instrument(msgspec.Struct, frozen=True):
     """One thing that is reported.
 
-    `labels` are given with each value; those in `constants` are the same for all that one client reports. `average`: in Beam the
-    greatest of its endpoints' values is shown, not their sum.
+    `labels` are given with each value; those in `constants` are the same for all that one client reports. `together` is what the
+    values of a gauge make where several become one, as of two clients of a role: of numbers of things the ``sum``, of times and
+    shares the ``greatest``. A ``state`` is 1 where any client says so; Beam, which has no endpoints, shows how many.
     """
 
     name: str
@@ -58,7 +68,7 @@ class Instrument(msgspec.Struct, frozen=True):
     unit: Unit
     labels: tuple[str, ...]
     description: str
-    average: bool = False
+    together: Together = "sum"
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -94,6 +104,14 @@ class Instrument(msgspec.Struct, frozen=True):
         shown = [value for label, value in zip(self.labels, values, strict=True) if label != ENDPOINT]
         last = {"s": "ms", "By": "bytes", "1": "percent"}.get(self.unit, "") if unit else ""
         return "_".join(_underscored(part) for part in (self.name, *shown, ending, last) if part)
+
+
+def provider_of(protocol: str) -> str:
+    """Return what the conventions call the provider of a wire protocol; where they have no name for it, the protocol's own.
+
+    It says whose form the requests have, as the conventions want it, not who runs the server.
+    """
+    return _PROVIDERS.get(protocol, protocol)
 
 
 def quantile_name(share: float) -> str:
@@ -157,7 +175,7 @@ LOOP_LAG = Instrument(
     "s",
     (),
     "How long a reply waits for the client's own event loop and Python's interpreter.",
-    average=True,
+    together="greatest",
 )
 
 ATTEMPTS = Instrument(
@@ -195,7 +213,12 @@ HEDGES = Instrument(
 )
 HEDGE_BUDGET = Instrument("inference_hedge_budget", "gauge", "{request}", (), "Second requests that may be sent now.")
 HEDGE_DELAY = Instrument(
-    "inference_hedge_delay", "gauge", "s", (), "After how long a second request is sent; 0 while none is."
+    "inference_hedge_delay",
+    "gauge",
+    "s",
+    (),
+    "After how long a second request is sent; 0 while none is.",
+    together="greatest",
 )
 
 CONCURRENCY_LIMIT = Instrument(
@@ -210,6 +233,7 @@ ENDPOINT_STATE = Instrument(
     "{endpoint}",
     ("endpoint", "state"),
     "1 for the state of the endpoint, 0 for the others: `ready`, `slow-start`, `waiting` (`Retry-After`), `ejected`, or `open`.",
+    together="state",
 )
 BREAKER_STATE = Instrument(
     "inference_breaker_state",
@@ -217,6 +241,7 @@ BREAKER_STATE = Instrument(
     "{endpoint}",
     ("endpoint", "state"),
     "1 for the state of the breaker: `closed`, `open`, `half-open`; 0 for the others.",
+    together="state",
 )
 ENDPOINT_LATENCY = Instrument(
     "inference_endpoint_latency",
@@ -224,19 +249,31 @@ ENDPOINT_LATENCY = Instrument(
     "s",
     ("endpoint",),
     "The peak-sensitive average of reply times that endpoints are chosen by; 0 before the first reply.",
-    average=True,
+    together="greatest",
 )
 EJECTIONS = Instrument(
     "inference_ejections",
     "counter",
     "{endpoint}",
     ("endpoint", "reason"),
-    "Times that an endpoint was left out: for `errors`, `broken-replies`, or for being `slow` or `silent`.",
+    "Times that an endpoint was left out: for `errors`, `broken-replies`, or for being `slow`, `silent` or `refusing`.",
+)
+PROBES = Instrument(
+    "inference_probes",
+    "counter",
+    "{request}",
+    ("endpoint", "result"),
+    "Health probes of endpoints that are left out, by what they found: `up` or `down`.",
 )
 
 BATCH_SIZE = Instrument("inference_batch_size", "histogram", "{item}", (), "Items in one request.")
 BATCH_FILL = Instrument(
-    "inference_batch_fill", "gauge", "1", (), "Items of the batches sent so far, as a share of the most that fit."
+    "inference_batch_fill",
+    "gauge",
+    "1",
+    (),
+    "Items of the batches sent so far, as a share of the most that fit.",
+    together="greatest",
 )
 BATCHES = Instrument("inference_batches", "counter", "{request}", ("reason",), "Batches by what closed them.")
 CACHE_REQUESTS = Instrument(
@@ -247,6 +284,20 @@ CACHE_REQUESTS = Instrument(
     "Calls that asked the cache: `hit`, `miss`, or `shared` with an equal call under way.",
 )
 CACHE_SIZE = Instrument("inference_cache_size", "gauge", "By", (), "What the cache holds in this process.")
+CACHE_EVICTIONS = Instrument(
+    "inference_cache_evictions",
+    "counter",
+    "{entry}",
+    (),
+    "Replies that the cache in this process dropped before their time, for want of room.",
+)
+CACHE_FAILURES = Instrument(
+    "inference_cache_failures",
+    "counter",
+    "{request}",
+    (),
+    "Requests to the shared cache that failed or took too long; a call goes on as if nothing were cached.",
+)
 FALLBACKS = Instrument(
     "inference_fallbacks",
     "counter",
@@ -261,6 +312,16 @@ QUOTA_RATE = Instrument(
 QUOTA_REFUSALS = Instrument(
     "inference_quota_refusals", "counter", "{request}", ("endpoint",), "Answers that said the quota is used up (429)."
 )
+QUOTA_LEASES_LOST = Instrument(
+    "inference_quota_leases_lost",
+    "counter",
+    "{lease}",
+    ("endpoint",),
+    "Times that a shared quota could not be leased any more, and the share of the settings took over.",
+)
 
 INSTRUMENTS = tuple(value for value in list(globals().values()) if isinstance(value, Instrument))
 """Every instrument, in the order of this file."""
+
+NOT_ADDED_UP = frozenset(one.name for one in INSTRUMENTS if one.together != "sum")
+"""The names of the gauges of which the greatest value is shown where series have equal labels."""

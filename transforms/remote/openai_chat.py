@@ -2,6 +2,8 @@
 
 With ``stream``, the reply comes piece by piece (`openai_stream`). A question's schema goes out as ``response_format`` of the
 type ``json_schema``, as OpenAI, vLLM and llama.cpp take it; the option ``schema: none`` leaves it out, for servers that refuse it.
+
+A refusal (``message.refusal``) is no reply, and neither is what the server's filter cut off.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import msgspec
 from transforms.errors import BrokenReply, Refused
 from transforms.remote.batcher import rough_tokens
 from transforms.remote.bodies import decode
-from transforms.remote.openai_stream import ChatStream
+from transforms.remote.openai_stream import ChatStream, check_answer
 from transforms.remote.protocols import ProtocolSettings, Request, read_options, refuse_reserved
 from transforms.remote.questions import Chat, Message, Question, Reply
 
@@ -29,7 +31,8 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _ReplyMessage(msgspec.Struct):
-    content: str
+    content: str | None = None
+    refusal: str | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -126,15 +129,17 @@ def parse_reply(body: bytes) -> Reply:
     """Return the reply that the body of a 2xx answer holds: the first choice's text.
 
     Raises:
-        BrokenReply: see `bodies.decode`; or it has no choices.
+        BrokenReply: see `bodies.decode` and `check_answer`; or it has no choices, or no text.
     """
     parsed = decode(_bodies, body)
     if not parsed.choices:
         raise BrokenReply("The answer has no choices.")
     choice, usage = parsed.choices[0], parsed.usage or _NO_USAGE
-    return Reply(
-        choice.message.content, choice.finish_reason, parsed.model, usage.prompt_tokens, usage.completion_tokens
-    )
+    text = choice.message.content
+    check_answer(text or "", choice.message.refusal or "", choice.finish_reason)
+    if text is None:
+        raise BrokenReply("The answer does not follow the protocol: its message has no content.")
+    return Reply(text, choice.finish_reason, parsed.model, usage.prompt_tokens, usage.completion_tokens)
 
 
 def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:

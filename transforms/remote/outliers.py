@@ -9,27 +9,37 @@ An endpoint is an outlier
   typical latencies of the others. The second part lets a far region pass beside a near one;
 - by being *silent*: `consecutive` requests or more are under way, and for ``max(least_silent_s, slow_times · typical latency,
   2 · peak-sensitive average)`` seconds nothing has come back. A server that hangs gives no failure until the timeout of a
-  request.
+  request;
+- by *refusing*: `consecutive` refusals or more (k) in a row, without an answer between, while another endpoint answers the same
+  traffic: ``q^k <= 1e-9``, q being the other's ``(refusals + 1/2) / (answers and refusals + 1)``, since the row began and in the
+  window, whichever is more; since the row began it has answered once at least. Records that no server takes are spread over all
+  endpoints, q is high with them, and they eject none. An endpoint with the wrong key or without the model answers 401, 403 or 404 to
+  everything, and fast, and so draws the traffic. The row outlasts the ejection: after its end the next refusal ejects again.
 
 Slow and silent are judged once an endpoint has given `least_volume` replies and its first is a `window_s` old: of the first
 requests the short ones end first, and those under way are all long. For silence the latencies before an ejection are
 remembered.
 
 It is ejected for ``min(longest_ejection_s, base_ejection_s · times)`` seconds; `times` counts its ejections, and one of them
-is forgiven for every `forgive_s` seconds that it was back. How many may be ejected at once is the pool's to say.
+is forgiven for every `forgive_s` seconds that it was back. At most `most_ejected_share` of the endpoints are ejected at once, see
+the pool.
 
-Failures are a server's error, a timeout, no connection, and a broken reply. A refusal is a healthy answer. A request to
-slow down is none and no failure: the limiter deals with it. What was cancelled says nothing. Nor does the result of a
+Failures are a server's error, a timeout, no connection, and a broken reply. A refusal is no failure, and alone a healthy answer. A
+request to slow down is none and no failure: the limiter deals with it. What was cancelled says nothing. Nor does the result of a
 request that was sent before the latest ejection.
 
+Defaults: 5 in a row; half of 20 results in 10 s, a quarter for broken replies; 5 times the others' median and 0.2 s more; silent
+for 2 s; ejected for 5 s, 60 s at the longest, forgiven in 60 s; half of the endpoints at most.
+
 Source: Envoy's outlier detection (consecutive errors, failure percentage with a least volume, base time · times, greatest
-share ejected). Slow, silent and broken replies are this project's.
+share ejected). Slow, silent, broken replies and refusing are this project's; the halves in q are those of Krichevsky and
+Trofimov's estimator (1981), for which what was never seen is not impossible.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Literal, get_args
 
@@ -45,13 +55,15 @@ FAILURES = frozenset({"server-error", "timeout", "unreachable", "broken-reply"})
 """The kinds that speak against an endpoint."""
 
 HEALTHY = frozenset({"ok", "refused"})
-"""The kinds that speak for an endpoint."""
+"""The kinds that speak for an endpoint, as long as others are refused too: see `Refusals`."""
 
 ANSWERED = frozenset({"ok", "throttled", "server-error", "broken-reply", "refused"})
 """The kinds that show that something came back."""
 
-Reason = Literal["errors", "broken-replies", "slow", "silent"]
+Reason = Literal["errors", "broken-replies", "slow", "silent", "refusing"]
 """Why an endpoint was ejected."""
+
+_BY_CHANCE = 1e-9
 
 
 class OutlierSettings(msgspec.Struct, frozen=True):
@@ -124,6 +136,56 @@ class Results:
         self.in_a_row = 0
         for count in (self._results, self._failures, self._broken):
             count.clear()
+
+
+class Refusals:
+    """What the refusals of one endpoint say about it beside the others of its model. Times are monotonic seconds.
+
+    `row` counts its refusals since its last answer; `answers` and `refusals` are all there ever were.
+    """
+
+    def __init__(self, settings: OutlierSettings) -> None:
+        self.settings = settings
+        self.row = 0
+        self.answers = 0
+        self.refusals = 0
+        self._answered = SlidingCount(settings.window_s)
+        self._refused = SlidingCount(settings.window_s)
+        self._before: dict[Refusals, tuple[int, int]] = {}
+
+    def add(self, now_s: float, kind: str, everyone: Iterable[Refusals]) -> None:
+        """Note a result; one that is neither an answer nor a refusal is left out. `everyone` are all endpoints of the model."""
+        if kind == "ok":
+            self.row = 0
+            self.answers += 1
+            self._answered.add(now_s)
+        elif kind == "refused":
+            if self.row == 0:
+                self._before = {one: (one.answers, one.refusals) for one in everyone}
+            self.row += 1
+            self.refusals += 1
+            self._refused.add(now_s)
+
+    def speak_against(self, now_s: float, others: Iterable[Refusals]) -> bool:
+        """Return whether the row is longer than chance makes it where one of the `others` answers the same traffic."""
+        if self.row < self.settings.consecutive:
+            return False
+        return any(share**self.row <= _BY_CHANCE for other in others if (share := self._share_of(now_s, other)))
+
+    def _share_of(self, now_s: float, other: Refusals) -> float | None:
+        """The share of another endpoint's results that are refusals, or None where it has not answered since the row began."""
+        answers, refusals = self._before.get(other, (other.answers, other.refusals))
+        answered, refused = other.answers - answers, other.refusals - refusals
+        if not answered:
+            return None
+        since = _share(answered, refused)
+        lately = other._answered.total(now_s), other._refused.total(now_s)
+        # A row that is older than the window has seen all that is in it.
+        return since if sum(lately) <= answered + refused else max(since, _share(*lately))
+
+
+def _share(answered: int, refused: int) -> float:
+    return (refused + 0.5) / (answered + refused + 1.0)
 
 
 def is_slow(typical_s: float, others_s: Sequence[float], settings: OutlierSettings) -> bool:

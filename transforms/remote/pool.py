@@ -12,15 +12,17 @@ breaker allows a request (`breaker`). Among the usable ones:
 An endpoint that returns, from an ejection or after its breaker was open, starts slowly: its weight grows from
 `slow_start_least` to 1 within `slow_start_s`, in both steps. The probes of a half-open breaker have the least weight.
 
-*The last usable endpoint is never ejected*, and at most `most_ejected_share` are at once; a silent one may be beyond that,
-since it serves nothing, and has no failures yet that would open its breaker. Where those that are left cannot
-be used later on (and not within `patience_s` either, by asking to be left alone for so short a time), the ejected endpoint
-that would return first is recalled. So nothing can be sent only while every endpoint has asked to be left alone or has an open
-breaker.
+*The last usable endpoint is never ejected*, and at most `most_ejected_share` are at once; a silent or refusing one may be beyond
+that, since it serves nothing, and has no failures that would open its breaker. Where those that are left cannot be used later on
+(and not within `patience_s` either, by asking to be left alone for so short a time), the ejected endpoint that would return first
+is recalled, one that refuses after all others. So nothing can be sent only while every endpoint has asked to be left alone or has
+an open breaker.
 
 Source: Envoy's priority levels and locality load balancing (spilling over; its over-provisioning factor 1.4 is the
-`healthy_share` of 0.7 here) and its panic threshold, in place of which recalling keeps one endpoint in use. Defaults of the
-rest stand in the modules named.
+`healthy_share` of 0.7 here) and its panic threshold, in place of which recalling keeps one endpoint in use; its slow start.
+
+Defaults: no regions, a `healthy_share` of 0.7, slow start from 0.1 within 10 s, a patience of 1 s. Those of the rest stand in the
+modules named.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from transforms.remote.outliers import (
     Kind,
     OutlierSettings,
     Reason,
+    Refusals,
     Results,
     is_slow,
     silence_s,
@@ -96,6 +99,7 @@ class EndpointState:
         self.breaker = Breaker(settings.breaker)
         self.ejection = Ejection(settings.outliers)
         self.reply_time = ReplyTime(settings.outliers.window_s)
+        self.refusals = Refusals(settings.outliers)
         self.last_failure: Kind | None = None
         self._pool = pool
         self._settings = settings
@@ -122,6 +126,11 @@ class EndpointState:
         if self.breaker.state != "closed":
             return "open"
         return "ready" if self.factor(now_s) >= 1.0 else "slow-start"
+
+    def is_left_out(self, now_s: float) -> bool:
+        """Return whether it is ejected or its breaker is not closed, whatever its server asks for besides."""
+        self.breaker.allows(now_s)
+        return self.ejection.wait_s(now_s) > 0.0 or self.breaker.state != "closed"
 
     def close_until(self, opens_s: float) -> None:
         """Send nothing before `opens_s`, as the server asked; a longer wish from before stays."""
@@ -185,15 +194,18 @@ class EndpointState:
         load = self.outstanding + self._recent.count(now_s) + 1.0
         return load * self._expected_s(now_s, unknown_s) / (self.weight * self.factor(now_s))
 
-    def suspicion(self, now_s: float, others_s: Sequence[float]) -> Reason | None:
-        """Return why it should be ejected, beside others of such typical latencies; None where it should not."""
+    def suspicion(self, now_s: float, others: Sequence[EndpointState]) -> Reason | None:
+        """Return why it should be ejected, beside the others of the pool; None where it should not."""
         reason = self._results.suspicion(now_s)
         if reason:
             return reason
+        in_use = [other for other in others if other.ejection.wait_s(now_s) <= 0.0]
+        if self.refusals.speak_against(now_s, (other.refusals for other in in_use)):
+            return "refusing"
         typical_s = self.known_typical_s(now_s)
         if typical_s is not None:
             self._silence_s = silence_s(typical_s, self.latency_s or 0.0, self._settings.outliers)
-            if is_slow(typical_s, others_s, self._settings.outliers):
+            if is_slow(typical_s, _typical_s(now_s, in_use), self._settings.outliers):
                 return "slow"
         return "silent" if self._is_silent(now_s) else None
 
@@ -205,7 +217,7 @@ class EndpointState:
         return self.reply_time.typical_s(now_s)
 
     def eject(self, now_s: float, reason: Reason) -> None:
-        """Leave it out for a time. What was learnt of it is forgotten: it may come back another."""
+        """Leave it out for a time. What was learnt of it is forgotten, but a row of refusals: it may come back another."""
         self.ejection.begin(now_s, reason)
         self._results.clear()
         self.reply_time = ReplyTime(self._settings.outliers.window_s)
@@ -227,6 +239,7 @@ class EndpointState:
 
     def _learn(self, now_s: float, kind: Kind, latency_s: float) -> None:
         self._results.add(now_s, kind)
+        self.refusals.add(now_s, kind, self._pool.refusals)
         if kind in FAILURES:
             self.last_failure = kind
         if kind == "ok":
@@ -257,6 +270,7 @@ class Pool:
         self.settings = settings
         ranks = {region: rank for rank, region in enumerate(settings.regions)}
         self.endpoints = tuple(EndpointState(self, one, ranks.get(one.region, 0), settings) for one in endpoints)
+        self.refusals = tuple(state.refusals for state in self.endpoints)
         self._weights = [
             sum(state.weight for state in self.endpoints if state.rank == rank) for rank in range(max(1, len(ranks)))
         ]
@@ -294,7 +308,7 @@ class Pool:
         others = [other for other in self.endpoints if other is not state]
         if not others or state.ejection.wait_s(now_s) > 0.0:
             return
-        reason = state.suspicion(now_s, _typical_s(now_s, others))
+        reason = state.suspicion(now_s, others)
         if reason and self._may_eject(now_s, others, reason):
             state.eject(now_s, reason)
 
@@ -310,14 +324,14 @@ class Pool:
         if not any(other.usable(now_s) and other.breaker.state == "closed" for other in others):
             return False
         ejected = sum(other.ejection.wait_s(now_s) > 0.0 for other in others)
-        return reason == "silent" or ejected < self._most_ejected
+        return reason in ("silent", "refusing") or ejected < self._most_ejected
 
     def _recalled(self, now_s: float) -> list[EndpointState]:
         """The ejected endpoint that is taken back because no other can be used, if there is one."""
         candidates = self._recallable(now_s)
         if not candidates:
             return []
-        first = min(candidates, key=lambda state: state.ejection.returned_s)
+        first = min(candidates, key=lambda state: (state.ejection.reason == "refusing", state.ejection.returned_s))
         first.recall(now_s)
         return [first]
 
@@ -370,9 +384,8 @@ def _cheaper(now_s: float, candidates: Sequence[EndpointState], random1: float, 
 
 
 def _typical_s(now_s: float, states: Sequence[EndpointState]) -> list[float]:
-    """The typical latencies of those endpoints that are in use and known well enough."""
-    in_use = (state for state in states if state.ejection.wait_s(now_s) <= 0.0)
-    return [typical_s for state in in_use if (typical_s := state.known_typical_s(now_s)) is not None]
+    """The typical latencies of those endpoints that are known well enough."""
+    return [typical_s for state in states if (typical_s := state.known_typical_s(now_s)) is not None]
 
 
 def _split(shares: Sequence[float], random: float) -> tuple[int, float]:

@@ -3,8 +3,11 @@
 An endpoint that is ejected or whose breaker is open is due every `every_s` seconds, and not while a probe of it is under way
 or its server has asked to be left alone. After `successes` good probes in a row its breaker becomes half-open, and an ejection
 for failures that were no connection or no answer ends: a probe can tell that these have passed. It cannot tell for
-errors, broken replies and slowness, so their ejections run to their end. A bad probe keeps an ejected endpoint out for two
-more times of `every_s`, so until the next one has had time to end.
+errors, broken replies, slowness and refusals, so their ejections run to their end. A bad probe keeps an ejected endpoint out for
+two more times of `every_s`, so until the next one has had time to end. An answer to a probe that asks to be left alone holds like
+that to any request: who sends the probe closes the endpoint for so long.
+
+Defaults: every second, 2 good probes; the path is the protocol's own.
 
 Source: active health checking beside outlier detection as in Envoy; here only those endpoints are probed of which the
 events themselves do not tell.

@@ -1,4 +1,7 @@
-"""Sends the health probes that `probes` says are due, while there is an endpoint that needs them."""
+"""Sends the health probes that `probes` says are due, while there is an endpoint that needs them.
+
+Each may take `ProbeSettings.every_s` seconds, 1 by default; those of different endpoints go on at once.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,20 @@ Probe = Callable[[str, float], Awaitable[bool]]
 
 
 class Probing:
-    """Probes the endpoints of a pool that are left out, on the running event loop, until all of them are used again."""
+    """Probes the endpoints of a pool that are left out, on the running event loop, until all of them are used again.
 
-    def __init__(self, pool: Pool, settings: ProbeSettings, clock: Clock, probe: Probe, admission: Admission) -> None:
+    `on_probe` is told of each probe, by the endpoint's URL, whether it found the endpoint up.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        settings: ProbeSettings,
+        clock: Clock,
+        probe: Probe,
+        admission: Admission,
+        on_probe: Callable[[str, bool], None],
+    ) -> None:
         self._schedule = ProbeSchedule(pool, settings)
         self._pool = pool
         self._settings = settings
@@ -26,6 +40,7 @@ class Probing:
         self._probe = probe
         self._admission = admission
         self._task: asyncio.Task[None] | None = None
+        self._on_probe = on_probe
         self._under_way: set[asyncio.Task[None]] = set()
         admission.on_trouble = self.wake
 
@@ -43,8 +58,9 @@ class Probing:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _has_unusable(self) -> bool:
+        """Whether an endpoint is left out, or will be when it no longer asks to be left alone: nobody would wake this then."""
         now_s = self._clock.monotonic_s()
-        return any(state.state(now_s) in ("ejected", "open") for state in self._pool.endpoints)
+        return any(state.is_left_out(now_s) for state in self._pool.endpoints)
 
     async def _run(self) -> None:
         while self._has_unusable():
@@ -58,6 +74,7 @@ class Probing:
         ok = False
         try:
             ok = await self._probe(state.url, self._settings.every_s)
+            self._on_probe(state.url, ok)
         finally:
             self._schedule.on_result(self._clock.monotonic_s(), state, ok)
             self._admission.pump()

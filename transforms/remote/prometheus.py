@@ -1,8 +1,10 @@
 """A page of this process's metrics for Prometheus: what every client of the process reports, by the names of `names`.
 
 Histograms are shown as Prometheus' own, with the bounds of their table, so that they can be added up over processes; and their
-true quantiles over about the last minute as gauges beside them, ``…_quantile``. A value counts in the bucket of its bin, so a
-bound is met within 1 %.
+true quantiles over about the last minute as gauges beside them, ``…_quantile``. Buckets are exact; bounds are written as Go
+writes numbers, which is how OpenMetrics wants them.
+
+Counts never fall while the process lives: what a client counted stays after it is closed, and its gauges leave.
 
 Several worker processes on one machine: each takes the first free port of `PORTS` from the one that is asked for, and logs
 which. Where none is free the process goes on without a page: metrics must not end a job.
@@ -22,12 +24,13 @@ from typing import Any, TypeVar
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from transforms.errors import SettingsError
 from transforms.remote import names
 from transforms.remote.clock import Clock
 from transforms.remote.names import Instrument
-from transforms.remote.telemetry import Distribution, Recent, Series, Snapshot, Telemetry, merged
+from transforms.remote.telemetry import Distribution, Recent, Series, Snapshot, Telemetry, Values, merged
 
 HOST = "127.0.0.1"
 """Where the page is served unless the address says otherwise: this machine alone sees it."""
@@ -49,18 +52,24 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 class Page(Collector):
-    """The metrics of several clients as families of Prometheus. A client that is no longer in use leaves the page by itself."""
+    """The metrics of several clients as families of Prometheus.
+
+    Of a client that is no longer in use the gauges leave the page by themselves; what it counted stays.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._clients: weakref.WeakSet[Telemetry] = weakref.WeakSet()
+        self._scrape = threading.Lock()
+        self._clients: dict[weakref.ref[Telemetry], Values] = {}
+        self._left = Snapshot()
         self._recent = Recent()
 
     def add(self, telemetry: Telemetry) -> None:
         """Show what this client reports too."""
         with self._lock:
-            self._clients.add(telemetry)
+            self._present()
+            self._clients[weakref.ref(telemetry)] = telemetry.values
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: which series there are is known at the time of a scrape."""
@@ -68,15 +77,36 @@ class Page(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families of now."""
-        with self._lock:
-            clients = list(self._clients)
-        for client in clients:
-            client.refresh(_WAIT_S)
-        shown = merged(client.snapshot() for client in clients)
-        with self._lock:
+        # One after the other: no reading may overtake another.
+        with self._scrape:
+            shown = self._read()
             recent = self._recent.add(self._clock.monotonic_s(), shown.histograms)
         for instrument in names.INSTRUMENTS:
             yield from _families(instrument, shown, recent)
+
+    def _read(self) -> Snapshot:
+        """Every value of now, those of clients that left included."""
+        with self._lock:
+            clients, left = self._present(), self._left
+        for client in clients:
+            client.refresh(_WAIT_S)
+        return merged([left, *(client.snapshot() for client in clients)])
+
+    def _present(self) -> list[Telemetry]:
+        """The clients that are in use; what the others counted is put aside. Needs the lock.
+
+        Not in a callback of the references: the collector of garbage may run one in a thread that holds the lock.
+        """
+        present = []
+        for reference, values in list(self._clients.items()):
+            client = reference()
+            if client is not None:
+                present.append(client)
+                continue
+            del self._clients[reference]
+            last = values.snapshot()
+            self._left = merged([self._left, Snapshot(last.counters, {}, last.histograms)])
+        return present
 
 
 def _families(
@@ -112,7 +142,10 @@ def _histogram(
     family = HistogramMetricFamily(instrument.prometheus_name, instrument.description, labels=labels)
     for series, values in found.items():
         counts = values.counts(instrument.bounds)
-        buckets = [(f"{bound:g}", float(count)) for bound, count in zip(instrument.bounds, counts, strict=True)]
+        buckets = [
+            (floatToGoString(bound), float(count))  # type: ignore[no-untyped-call]
+            for bound, count in zip(instrument.bounds, counts, strict=True)
+        ]
         family.add_metric(list(series.values), [*buckets, ("+Inf", float(values.count))], values.sum)
     return family
 

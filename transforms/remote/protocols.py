@@ -2,7 +2,7 @@
 
 A protocol turns questions into the body of a POST, and the body of the answer into replies. It is pure: it knows nothing of
 connections, endpoints and repeats. Those that take several questions in one request are batched by the client (`batcher`).
-To add one: write its class in a file of its own, and name it in `_makers`.
+To add one: write its class in a file of its own, and name it in `_makers` and in `_asked_with`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from transforms.errors import SettingsError
-from transforms.remote.questions import Question, Reply
+from transforms.remote.questions import Chat, Question, Reply, Tensors, Text, Value
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -109,6 +109,23 @@ _makers: Mapping[str, str] = {
 
 PROTOCOLS = tuple(_makers)
 """The wire protocols that this version speaks."""
+
+
+_asked_with: Mapping[str, tuple[type[Question], ...]] = {
+    "openai-chat": (Chat,),
+    "openai-embeddings": (Text,),
+    "open-inference": (Tensors,),
+    "open-inference-grpc": (Tensors,),
+    "tensorflow-serving": (Value, Tensors),
+    "vertex": (Value, Tensors),
+    "gemini": (Chat,),
+    "http-json": (Chat, Text, Value),
+}
+
+
+def asked_with(name: str) -> tuple[type[Question], ...]:
+    """Return the kinds of questions that the protocol `name` has a form for; none where it is not known."""
+    return _asked_with.get(name, ())
 
 
 _OPERATIONS = {"openai-chat": "chat", "openai-embeddings": "embeddings", "gemini": "generate_content"}

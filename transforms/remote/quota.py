@@ -21,10 +21,16 @@ they were reserved. What is given back may fill the bucket above its size, or it
 
 *Learning* (`learn`). A limit that the server's headers name (`rate_headers.py`) bounds what is configured, and stands for it
 where nothing is. While the server says that less remains than a request needs, nothing is sent until the pace would have
-brought it, or the reset, whichever is sooner; what other users of the same quota spend is seen only in this way. 429s
-without a configured or named limit set a rate (`learnt_rate.py`); so they do with one, where more than one in fifty requests of the
-last minute was refused, for ten minutes: then the limit is wrong, or others use it too. ``Retry-After`` is kept in any case: until
-then nothing is reserved.
+brought it, or the reset, whichever is sooner; what other users of the same quota spend is seen only in this way. What it says is
+taken for the moment at which the request was sent that it answered, as limits are counted at the door: what was reserved since is
+taken off, and what the pace has brought since is added. A request larger than the whole limit waits for all of it. After a minute
+without another word it says nothing any more; where no limit is known, and so no pace, the reset alone ends it, or an hour.
+429s without a configured or named limit set a rate (`learnt_rate.py`); so they do with one, where more than one in fifty requests of
+the last minute was refused, for ten minutes: then the limit is wrong, or others use it too. ``Retry-After`` is kept in any case:
+until then nothing is reserved.
+
+*Tokens apart.* Limits for the tokens of prompts and of replies, which headers alone can name (Anthropic's), hold beside that for their
+sum. A reservation is parted as the usage of the last fifty or so replies was; before the first one is reported, each may be all of it.
 
 *Order.* `try_reserve` knows no queue. Ask in the order of waiting: who was told to wait stays first, and those behind do not
 ask. Else small requests could keep a large one from ever finding a full bucket.
@@ -47,7 +53,7 @@ import msgspec
 from transforms.errors import SettingsError
 from transforms.remote import ranges
 from transforms.remote.learnt_rate import LearntRate
-from transforms.remote.rate_headers import RateStatus, parse_rate_headers
+from transforms.remote.rate_headers import RateStatus, Unit, parse_rate_headers
 from transforms.remote.window import SlidingCount
 
 _SLICES = 100
@@ -55,6 +61,8 @@ _LEAST_WAIT_S = 1e-3
 _ROUNDING = 1e-9
 _DOUBT_SHARE, _DOUBT_S = 0.02, 600.0
 _LEARNT_BURST_S = 0.1
+_HEARD_S, _LONGEST_S = 60.0, 3600.0
+_MEMORY = 0.98
 _NO_SHARE_S = 0.1
 _SETTLES_SOON_S = 0.02
 
@@ -62,14 +70,15 @@ _SETTLES_SOON_S = 0.02
 class QuotaSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The quotas of an endpoint and how they are kept; see the module. None: no such quota is known.
 
-    `share` is this process's part of the job's quota, such as 0.25 for each of four worker processes.
+    `share` is this process's part of the job's quota, such as 0.25 for each of four worker processes. None is all of it, unless
+    the job says into how many parts it is to be divided (`divided`).
     """
 
     requests_per_min: float | None = None
     tokens_per_min: float | None = None
     burst_s: float = 1.0
     window_s: float = 60.0
-    share: float = 1.0
+    share: float | None = None
     learn: bool = True
     refusals_count: bool = False
 
@@ -79,24 +88,42 @@ class QuotaSettings(msgspec.Struct, frozen=True, kw_only=True):
         ranges.positive(**{name: value for name, value in given.items() if value is not None})
         ranges.positive(burst_s=self.burst_s, window_s=self.window_s)
         ranges.rising(burst_s=self.burst_s, window_s=self.window_s)
-        ranges.share(share=self.share)
-        if self.requests_per_min is not None and self.requests_per_min * self.window_s * self.share < 60.0:
+        ranges.share(share=self.part)
+        if self.requests_per_min is not None and self.requests_per_min * self.window_s * self.part < 60.0:
             raise SettingsError(
-                f"requests_per_min ({self.requests_per_min:g}) times share ({self.share:g}) is less than one request in "
+                f"requests_per_min ({self.requests_per_min:g}) times share ({self.part:g}) is less than one request in "
                 f"window_s ({self.window_s:g}); use fewer worker processes, or a longer window."
             )
+
+    @property
+    def part(self) -> float:
+        """This process's part of the quota, above 0 and at most 1."""
+        return 1.0 if self.share is None else self.share
+
+    def divided(self, processes: int) -> QuotaSettings:
+        """Return the quota of one of so many processes, unless its part is said. Raises SettingsError where that is too little."""
+        return self if self.share is not None or processes <= 1 else msgspec.structs.replace(self, share=1 / processes)
 
 
 class Reservation:
     """What one request may spend; made by `Quota.try_reserve`, ended by `settle` or `refund`."""
 
-    __slots__ = ("at_s", "mark", "open", "tokens")
+    __slots__ = ("amounts", "at_s", "mark", "marks", "number", "open")
 
-    def __init__(self, at_s: float, tokens: float, mark: int) -> None:
+    def __init__(
+        self, at_s: float, amounts: tuple[float, ...], marks: tuple[float, ...], number: int, mark: int
+    ) -> None:
         self.at_s = at_s
-        self.tokens = tokens
+        self.amounts = amounts
+        self.marks = marks
+        self.number = number
         self.mark = mark
         self.open = True
+
+    @property
+    def tokens(self) -> float:
+        """The tokens reserved, of prompt and reply."""
+        return self.amounts[1]
 
 
 class QuotaCounts(msgspec.Struct):
@@ -116,9 +143,14 @@ class Quota:
     def __init__(self, settings: QuotaSettings) -> None:
         self.settings = settings
         self.counts = QuotaCounts()
-        self._share = settings.share
-        self._requests = _Bound(settings, settings.requests_per_min)
-        self._tokens = _Bound(settings, settings.tokens_per_min)
+        self._share = settings.part
+        self._bounds: Mapping[Unit, _Bound] = {
+            "requests": _Bound(settings, settings.requests_per_min),
+            "tokens": _Bound(settings, settings.tokens_per_min),
+            "input-tokens": _Bound(settings, None, is_rare=True),
+            "output-tokens": _Bound(settings, None, is_rare=True),
+        }
+        self._parts = _Parts()
         self._rate = LearntRate()
         self._learnt = _Bucket()
         self._closed_until_s = -math.inf
@@ -134,7 +166,7 @@ class Quota:
     @property
     def known(self) -> bool:
         """Whether a limit is configured, or the server has named one."""
-        return self._requests.known or self._tokens.known
+        return any(bound.known for bound in self._bounds.values())
 
     def set_share(self, now_s: float, share: float) -> None:
         """Have another part of the quota from now on, 0 to 1, as one that is leased from time to time.
@@ -143,7 +175,7 @@ class Quota:
         their sum.
         """
         self._share = share
-        for bound in (self._requests, self._tokens):
+        for bound in self._bounds.values():
             bound.set_share(now_s, share)
 
     def wanted_share(self, now_s: float) -> float:
@@ -152,52 +184,65 @@ class Quota:
         1 where it had to wait for its share, or nothing is known; else a quarter more than what it used.
         """
         elapsed_s, self._asked_s = now_s - self._asked_s, now_s
-        shares = [bound.used_share(elapsed_s) for bound in (self._requests, self._tokens) if bound.known]
+        shares = [bound.used_share(elapsed_s) for bound in self._bounds.values() if bound.known]
         return min(1.0, 1.25 * max(shares, default=1.0))
 
     def try_reserve(self, now_s: float, tokens: float) -> Reservation | float:
         """Reserve one request of so many tokens, or return after how many seconds, above 0, to ask again."""
-        wait_s = max(
-            self._closed_until_s - now_s,
-            self._requests.wait_s(now_s, 1.0),
-            self._tokens_wait_s(now_s, tokens),
-            self._learnt_wait_s(now_s),
-        )
+        amounts = (1.0, tokens, *self._parts.of(tokens))
+        wait_s = max(self._closed_until_s - now_s, self._wait_s(now_s, amounts), self._learnt_wait_s(now_s))
         if wait_s > 0.0:
             return max(_LEAST_WAIT_S, wait_s)
-        self._requests.take(now_s, 1.0)
-        self._tokens.take(now_s, tokens)
+        marks = tuple([bound.take(now_s, amount) for bound, amount in zip(self._bounds.values(), amounts, strict=True)])
         self._learnt.level -= 1.0
         self._sent.add(now_s)
-        reserved = Reservation(now_s, tokens, self._rate.sent(now_s))
         self.counts.reserved = _plus(self.counts.reserved, 1, tokens)
         self.counts.outstanding = _plus(self.counts.outstanding, 1, tokens)
-        return reserved
+        return Reservation(now_s, amounts, marks, self.counts.reserved[0], self._rate.sent(now_s))
 
-    def settle(self, reservation: Reservation, now_s: float, tokens_used: float) -> None:
-        """End a reservation whose request was let in, with the tokens that the reply reports. A second end does nothing."""
-        if self._close(reservation):
-            self.counts.settled = _plus(self.counts.settled, 1, reservation.tokens)
-            self.counts.corrected += tokens_used - reservation.tokens
-            self._tokens.correct(now_s, reservation.at_s, tokens_used - reservation.tokens)
+    def settle(
+        self, reservation: Reservation, now_s: float, tokens_used: float, usage: tuple[float, float] | None = None
+    ) -> None:
+        """End a reservation whose request was let in, with the tokens that the reply reports. A second end does nothing.
+
+        `usage` are those of the prompt and of the reply apart, where it reports them.
+        """
+        if not self._close(reservation):
+            return
+        if usage is not None:
+            self._parts.observe(*usage)
+        used = (1.0, tokens_used, *(self._parts.of(tokens_used) if usage is None else usage))
+        self.counts.settled = _plus(self.counts.settled, 1, reservation.tokens)
+        self.counts.corrected += tokens_used - reservation.tokens
+        self._correct(now_s, reservation, used)
 
     def refund(self, reservation: Reservation, now_s: float, *, refused: bool = False) -> None:
         """End a reservation whose request was never sent, or was `refused` (429). A second end does nothing."""
         if not self._close(reservation):
             return
         self.counts.refunded = _plus(self.counts.refunded, 1, reservation.tokens)
-        self._tokens.correct(now_s, reservation.at_s, -reservation.tokens)
         self._rate.unsent(reservation.mark)
-        if not (refused and self.settings.refusals_count):
-            self._requests.correct(now_s, reservation.at_s, -1.0)
+        requests = 1.0 if refused and self.settings.refusals_count else 0.0
+        self._correct(now_s, reservation, (requests, 0.0, 0.0, 0.0))
 
-    def learn(self, now_s: float, headers: Mapping[str, str], now_ms: int | None = None) -> None:
-        """Learn from the headers of any answer. `now_ms` is the wall clock's Unix time, for resets that are times."""
+    def learn(
+        self,
+        now_s: float,
+        headers: Mapping[str, str],
+        now_ms: int | None = None,
+        reservation: Reservation | None = None,
+    ) -> None:
+        """Learn from the headers of any answer. `now_ms` is the wall clock's Unix time, for resets that are times.
+
+        `reservation` is that of the request which was answered. Without it, what remains is taken for that of now.
+        """
         if not self.settings.learn:
             return
         said = parse_rate_headers(headers, now_ms)
-        for unit, status in said.items():
-            (self._requests if unit == "requests" else self._tokens).learn(now_s, status)
+        for place, (unit, bound) in enumerate(self._bounds.items()):
+            if unit in said:
+                mark = None if reservation is None else (reservation.at_s, reservation.marks[place])
+                bound.learn(now_s, said[unit], mark, self.counts.reserved[0])
 
     def on_throttled(self, now_s: float, retry_after_s: float | None) -> None:
         """Learn from a 429, after its reservation was refunded: keep away as long as it asks, and go slower afterwards."""
@@ -206,7 +251,7 @@ class Quota:
         pause_s = retry_after_s or 0.0
         if self.settings.learn and self._doubts(now_s):
             pause_s = max(pause_s, self._rate.refused(now_s, retry_after_s))
-            self._learnt.empty_until(now_s + pause_s)
+            self._learnt.hold(now_s + pause_s, 0.0)
         self._closed_until_s = max(self._closed_until_s, now_s + pause_s)
 
     def _doubts(self, now_s: float) -> bool:
@@ -217,10 +262,15 @@ class Quota:
             self._doubt_until_s = now_s + _DOUBT_S
         return now_s < self._doubt_until_s
 
-    def _tokens_wait_s(self, now_s: float, tokens: float) -> float:
-        """The wait for tokens; a short one while requests are under way, which may need less than was reserved."""
-        wait_s = self._tokens.wait_s(now_s, tokens)
-        return min(wait_s, _SETTLES_SOON_S) if self.counts.outstanding[0] else wait_s
+    def _wait_s(self, now_s: float, amounts: tuple[float, ...]) -> float:
+        """The wait for requests and tokens; a short one for tokens while requests are under way, which may need less than reserved."""
+        waits = [bound.wait_s(now_s, amount) for bound, amount in zip(self._bounds.values(), amounts, strict=True)]
+        tokens_s = max(waits[1:])
+        return max(waits[0], min(tokens_s, _SETTLES_SOON_S) if self.counts.outstanding[0] else tokens_s)
+
+    def _correct(self, now_s: float, reservation: Reservation, used: tuple[float, ...]) -> None:
+        for bound, reserved, spent in zip(self._bounds.values(), reservation.amounts, used, strict=True):
+            bound.correct(now_s, reservation, spent - reserved)
 
     def _learnt_wait_s(self, now_s: float) -> float:
         if self.known and now_s >= self._doubt_until_s:
@@ -234,6 +284,22 @@ class Quota:
         reservation.open = False
         self.counts.outstanding = _plus(self.counts.outstanding, -1, -reservation.tokens)
         return True
+
+
+class _Parts:
+    """How tokens part into those of prompts and those of replies, by the usage of the last replies."""
+
+    def __init__(self) -> None:
+        self._input = self._output = 0.0
+
+    def observe(self, prompt: float, reply: float) -> None:
+        self._input = _MEMORY * self._input + prompt
+        self._output = _MEMORY * self._output + reply
+
+    def of(self, tokens: float) -> tuple[float, float]:
+        """Tokens of prompt and reply among so many; while nothing is known, all for each."""
+        total = self._input + self._output
+        return (tokens * self._input / total, tokens * self._output / total) if total > 0.0 else (tokens, tokens)
 
 
 class _Bucket:
@@ -252,9 +318,9 @@ class _Bucket:
             self.level = min(most, self.level + max(0.0, now_s - self._at_s) * per_s)
         self._at_s = max(self._at_s, now_s)
 
-    def empty_until(self, at_s: float) -> None:
-        """Have nothing until then, and refill from then on."""
-        self.level, self._at_s = 0.0, at_s
+    def hold(self, at_s: float, level: float) -> None:
+        """Have so much until then, and refill from then on."""
+        self.level, self._at_s = level, at_s
 
     def wait_s(self, now_s: float, amount: float, per_s: float, most: float) -> float:
         """The seconds until the bucket holds `amount`, or is full; 0 for now."""
@@ -266,16 +332,23 @@ class _Bucket:
 
 
 class _Bound:
-    """One quota: its pace and its window; no bound as long as no limit is known. Amounts are requests or tokens."""
+    """One quota: its pace and its window; no bound as long as no limit is known. Amounts are requests or tokens.
 
-    def __init__(self, settings: QuotaSettings, limit_per_min: float | None) -> None:
+    One that is rare costs nothing before a limit is known, and then does not know what was spent before.
+    """
+
+    def __init__(self, settings: QuotaSettings, limit_per_min: float | None, *, is_rare: bool = False) -> None:
+        self._is_rare = is_rare
         self._settings = settings
         self._configured = math.inf if limit_per_min is None else limit_per_min
         self._named = math.inf
-        self._share, self._of_window = settings.share, settings.share
+        self._share, self._of_window = settings.part, settings.part
         self._bucket = _Bucket()
         self._log = _Log(settings.window_s)
-        self._empty_until_s = -math.inf
+        self._spent = 0.0
+        self._heard = _Bucket()
+        self._heard_number = 0
+        self._heard_until_s = -math.inf
         self._used = 0.0
         self._waited = False
 
@@ -286,6 +359,7 @@ class _Bound:
     def set_share(self, now_s: float, share: float) -> None:
         if self.known:
             self._bucket.refill(now_s, *self._pace())
+            self._heard.refill(now_s, self._pace()[0], self._whole())
         self._share, self._of_window = share, 1.0
         if self.known:
             self._bucket.level = min(self._bucket.level, self._pace()[1])
@@ -297,8 +371,10 @@ class _Bound:
         return 1.0 if waited else share
 
     def wait_s(self, now_s: float, amount: float) -> float:
-        if not self.known or amount <= 0.0:
+        if amount <= 0.0:
             return 0.0
+        if not self.known:
+            return self._heard_wait_s(now_s, amount)
         if self._share <= 0.0:
             self._waited = True
             return _NO_SHARE_S
@@ -306,24 +382,57 @@ class _Bound:
         by_pace = self._bucket.wait_s(now_s, amount, per_s, most)
         self._waited = self._waited or by_pace > 0.0
         by_window = self._log.wait_s(now_s, amount, self._limit() * self._of_window)
-        return max(by_pace, by_window, self._empty_until_s - now_s)
+        return max(by_pace, by_window, self._heard_wait_s(now_s, amount))
 
-    def take(self, now_s: float, amount: float) -> None:
+    def take(self, now_s: float, amount: float) -> float:
+        """Spend so much. Return the mark to tell `learn`."""
+        if self._is_rare and not self.known:
+            return 0.0
         self._log.add(now_s, amount)
         self._used += amount
         self._bucket.level -= amount
+        self._heard.level -= amount
+        self._spent += amount
+        return self._spent
 
-    def correct(self, now_s: float, at_s: float, amount: float) -> None:
-        """Charge `amount` more for what was taken at `at_s`."""
-        self._log.correct(now_s, at_s, amount)
+    def correct(self, now_s: float, reservation: Reservation, amount: float) -> None:
+        """Charge `amount` more for what was taken with this reservation."""
+        if self._is_rare and not self.known:
+            return
+        self._log.correct(now_s, reservation.at_s, amount)
         self._bucket.level -= amount
+        self._spent += amount
+        if reservation.number > self._heard_number:  # what remained when it was said has the others in it
+            self._heard.level -= amount
 
-    def learn(self, now_s: float, status: RateStatus) -> None:
+    def learn(self, now_s: float, status: RateStatus, mark: tuple[float, float] | None, number: int) -> None:
+        """Learn what the server said; `mark` is when the request was sent that it answered, and its mark; `number` the last sent."""
         if status.limit_per_min is not None:
             self._named = status.limit_per_min
-        if status.remaining is not None and status.remaining < 1.0 and self.known:
-            brought_s = self._settings.window_s / max(_ROUNDING, self._limit() * self._settings.share)
-            self._empty_until_s = now_s + min(brought_s, math.inf if status.reset_s is None else status.reset_s)
+        if status.remaining is None or (status.reset_s is None and not self.known):
+            return
+        sent_s, spent = mark or (now_s, self._spent)
+        since, reset_s = self._spent - spent, math.inf if status.reset_s is None else status.reset_s
+        if self.known:
+            level = min(self._whole(), status.remaining + self._pace()[0] * (now_s - sent_s) - since)
+        else:  # what was sent before a reset that has passed is forgotten
+            level = status.remaining - (since if now_s - sent_s < reset_s else 0.0)
+        self._heard.hold(now_s, level)
+        self._heard_number = number
+        self._heard_until_s = now_s + min(reset_s, _HEARD_S if self.known else _LONGEST_S)
+
+    def _heard_wait_s(self, now_s: float, amount: float) -> float:
+        """The wait for what the server said it has too little of."""
+        if now_s >= self._heard_until_s:
+            return 0.0
+        until_s = self._heard_until_s - now_s
+        if not self.known:
+            return until_s if self._heard.level < amount else 0.0
+        return min(until_s, self._heard.wait_s(now_s, amount, self._pace()[0], self._whole()))
+
+    def _whole(self) -> float:
+        """What the server counts as all of it, in a minute."""
+        return self._named if self._named < math.inf else self._configured
 
     def _limit(self) -> float:
         """The limit of a window."""

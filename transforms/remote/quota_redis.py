@@ -12,10 +12,14 @@ after a period, and the sum of the grants of a period is at most 1, or what was 
 becomes the share of a `Quota` (`Quota.set_share`) when its period begins, so `try_reserve` never waits for Redis. Grants are
 cut by ``window_s / (window_s + burst_s)``, since buckets may hold `burst_s` seconds of the quota when a window begins.
 
-*Without Redis* (down, slow, or an error): after `fallback_s` without a lease the process takes the static share of its settings again,
-which is safe by itself, as the shares of all add up to 1. `state` says which holds (``leased`` or ``static``), `failures`
-counts. The next lease that succeeds ends it. While only some processes have lost their Redis, those that hold leases may add to
-the static shares of the others, up to the sum of these.
+*Without Redis* (down, slow, or an error): after `fallback_s` without a lease the process keeps the smaller of its last two grants.
+The grants of a period add up to 1 at most, and when Redis goes some processes have had those of one period and some those of the
+next: the smaller of two is never more than that of the period which all had. The share of the settings is not taken, as nothing
+checks that those of all add up to 1, and 1 is its default. A process that just came and was granted nothing yet, or next to
+nothing, has ``floor`` instead, to get on at all: a quarter more than the whole, at worst, if all but a few came in the last period.
+A process that never had a lease knows of no other, and has the share of its settings: where processes may start while Redis is
+away, set it to one part in so many. `state` says which holds (``leased``, ``kept`` or ``static``), `failures` counts. The next lease
+that succeeds ends it. While only some processes have lost their Redis, those that hold leases may be granted what the others keep.
 
 Keys: ``farcall:quota:{name}:<period>``, a hash of grants and wishes by process, which expires after three periods. Time in Redis, so
 workers' clocks need not agree. Source: this project's; leasing slices of a quota is Doorman's (YouTube) and Kubernetes' API priority's
@@ -26,6 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+from collections import deque
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -39,8 +44,10 @@ from transforms.remote.quota import Quota
 PREFIX = "farcall:quota:"
 """What every key in the Redis begins with."""
 
-State = Literal["static", "leased"]
-"""Whether the share is that of the settings, or leased."""
+_FLOOR = 0.25
+
+State = Literal["static", "leased", "kept"]
+"""Whether the share is that of the settings, leased, or kept from the last leases."""
 
 LEASE = """
 local time = redis.call('TIME')
@@ -50,7 +57,6 @@ local period = math.floor(now_us / period_us) + 1
 local key, before = KEYS[1] .. ':' .. string.format('%d', period), KEYS[1] .. ':' .. string.format('%d', period - 1)
 local begins_us = period * period_us - now_us
 local held = redis.call('HGET', key, 'g' .. ARGV[1])
-if held then return {held, begins_us} end
 local wanted, processes, others, granted = tonumber(ARGV[3]), 1, 0, 0
 local seen = redis.call('HGETALL', before)
 for i = 1, #seen, 2 do
@@ -58,6 +64,7 @@ for i = 1, #seen, 2 do
     processes, others = processes + 1, others + tonumber(seen[i + 1])
   end
 end
+if held then return {held, begins_us, processes} end
 local now = redis.call('HGETALL', key)
 for i = 1, #now, 2 do
   if string.sub(now[i], 1, 1) == 'g' then granted = granted + tonumber(now[i + 1]) end
@@ -67,9 +74,12 @@ local most = math.max(1 - others, 1 / processes)
 local grant = string.format('%.9f', math.max(0, math.min(wanted, most, 1 - granted) - 0.000000001))
 redis.call('HSET', key, 'g' .. ARGV[1], grant, 'w' .. ARGV[1], string.format('%.9f', wanted))
 redis.call('PEXPIRE', key, math.ceil(3 * period_us / 1000))
-return {grant, begins_us}
+return {grant, begins_us, processes}
 """
-"""The script: key, then process, period in microseconds, wanted share; gives the grant and the microseconds to its period."""
+"""The script: key, then process, period in microseconds, wanted share.
+
+It gives the grant, the microseconds to its period, and the number of processes, this one included.
+"""
 
 
 class SharedQuotaSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +124,7 @@ class RedisScripts(Protocol):
 class SharedQuota:
     """Leases shares for one `Quota`; `run` does so until it is cancelled. Use it on one event loop.
 
-    `state`, and how many `leases` and `failures` there were.
+    `state`, how many `leases` and `failures` there were, and how often the lease was `lost`, after failures for `fallback_s`.
     """
 
     def __init__(
@@ -123,19 +133,21 @@ class SharedQuota:
         self.state: State = "static"
         self.leases = 0
         self.failures = 0
+        self.lost = 0
         self._settings = settings
         self._quota = quota
-        self._static_share = quota.settings.share
         self._process = process
         self._clock = clock
         self._client = client
         self._key = f"{PREFIX}{{{settings.name}}}"
         self._leased_s = float("-inf")
+        self._grants: deque[float] = deque(maxlen=2)
+        self._floor = 0.0
         own = quota.settings
         self._cut = own.window_s / (own.window_s + own.burst_s)
 
     async def run(self) -> None:
-        """Lease each coming period until cancelled; then the static share holds again."""
+        """Lease each coming period until cancelled; then what was leased last is kept."""
         try:
             while True:
                 await self.lease()
@@ -146,11 +158,12 @@ class SharedQuota:
         """Lease the next period, and return when it has begun and its share holds."""
         period_s = self._settings.period_s
         try:
-            grant, begins_s = await self._ask()
-        except Exception:  # noqa: BLE001 - whatever it is, the static share takes over
+            grant, begins_s, processes = await self._ask()
+        except Exception:  # noqa: BLE001 - whatever it is, there is no lease
             self.failures += 1
             now_s = self._clock.monotonic_s()
             if now_s - self._leased_s >= self._settings.fallback_s:
+                self.lost += self.state == "leased"
                 self._fall_back(now_s)
             await self._clock.sleep(period_s / 2.0)
             return
@@ -159,6 +172,8 @@ class SharedQuota:
         self.leases += 1
         self.state = "leased"
         self._leased_s = now_s
+        self._grants.append(grant)
+        self._floor = _FLOOR / processes
         self._quota.set_share(now_s, grant * self._cut)
         await self._clock.sleep(period_s / 2.0)
 
@@ -170,17 +185,18 @@ class SharedQuota:
         except Exception:  # noqa: BLE001 - as above
             self.failures += 1
 
-    async def _ask(self) -> tuple[float, float]:
+    async def _ask(self) -> tuple[float, float, int]:
         wanted = self._quota.wanted_share(self._clock.monotonic_s())
         period_us = round(self._settings.period_s * 1e6)
         async with asyncio.timeout(self._settings.timeout_ms / 1000.0):
-            grant, begins_us = await self._client.eval(LEASE, 1, self._key, self._process, period_us, f"{wanted:.9f}")
-        return float(grant), float(begins_us) / 1e6
+            words = (self._process, period_us, f"{wanted:.9f}")
+            grant, begins_us, processes = await self._client.eval(LEASE, 1, self._key, *words)
+        return float(grant), float(begins_us) / 1e6, int(processes)
 
     def _fall_back(self, now_s: float) -> None:
         if self.state == "leased":
-            self.state = "static"
-            self._quota.set_share(now_s, self._static_share)
+            self.state = "kept"
+            self._quota.set_share(now_s, max(min(self._grants), self._floor) * self._cut)
 
 
 def open_shared_quota(

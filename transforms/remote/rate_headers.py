@@ -5,7 +5,8 @@ Understood, with names in any case:
 - ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` (OpenAI and those who follow it: the limit is per minute, the reset
   the time until all of it is there again);
 - ``anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-{limit,remaining,reset}`` (per minute, the reset as an
-  RFC 3339 time); where tokens are counted apart, the kind of which the smaller share remains speaks for tokens;
+  RFC 3339 time). Tokens of prompts (``input-tokens``) and of replies (``output-tokens``) are quotas of their own, which hold beside
+  that of ``tokens``, their sum;
 - the IETF draft "RateLimit header fields for HTTP" in its forms: ``RateLimit: "name";r=50;t=30`` with ``RateLimit-Policy:
   "name";q=100;w=60`` (-08 and later; the unit is requests, and others than requests are left out), ``RateLimit: limit=100,
   remaining=50, reset=30`` (-07), and the three fields ``RateLimit-Limit``, ``-Remaining`` and ``-Reset`` (-06 and before),
@@ -21,15 +22,20 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
 
-Unit = Literal["requests", "tokens"]
-"""What a quota counts."""
+Unit = Literal["requests", "tokens", "input-tokens", "output-tokens"]
+"""What a quota counts: ``tokens`` are those of prompts and replies together."""
 
-_UNITS: tuple[Unit, ...] = ("requests", "tokens")
+_FORMS: Mapping[Unit, tuple[str, ...]] = {
+    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}"),
+    "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
+    "input-tokens": ("anthropic-ratelimit-input-tokens-{}",),
+    "output-tokens": ("anthropic-ratelimit-output-tokens-{}",),
+}
 _NUMBER = re.compile(r"\d{1,15}(\.\d{0,12})?", re.ASCII)
 _DURATION = re.compile(
     r"(?:(\d{1,9}(?:\.\d{0,9})?)h)?(?:(\d{1,9}(?:\.\d{0,9})?)m(?!s))?(?:(\d{1,9}(?:\.\d{0,9})?)s)?", re.ASCII
@@ -56,7 +62,7 @@ def parse_rate_headers(headers: Mapping[str, str], now_ms: int | None = None) ->
     lower = {name.lower(): value.strip() for name, value in headers.items() if "ratelimit" in name.lower()}
     if not lower:
         return {}
-    found = {unit: _by_unit(lower, unit, now_ms) for unit in _UNITS}
+    found = {unit: _by_unit(lower, forms, now_ms) for unit, forms in _FORMS.items()}
     if found["requests"] is None:
         found["requests"] = _draft(lower, now_ms)
     return {unit: status for unit, status in found.items() if status is not None}
@@ -77,12 +83,9 @@ def parse_reset(value: str | None, now_ms: int | None = None) -> float | None:
     return max(0.0, (at_ms - now_ms) / 1000.0)
 
 
-def _by_unit(headers: Mapping[str, str], unit: Unit, now_ms: int | None) -> RateStatus | None:
-    """OpenAI's form, else Anthropic's."""
-    names = ["x-ratelimit-{}-" + unit, f"anthropic-ratelimit-{unit}-{{}}"]
-    if unit == "tokens":
-        names += ["anthropic-ratelimit-input-tokens-{}", "anthropic-ratelimit-output-tokens-{}"]
-    statuses = [status for name in names if (status := _three(headers, name, now_ms)) is not None]
+def _by_unit(headers: Mapping[str, str], forms: Iterable[str], now_ms: int | None) -> RateStatus | None:
+    """What headers of these forms say; where a gateway adds its own, the quota of which the smaller share remains speaks."""
+    statuses = [status for form in forms if (status := _three(headers, form, now_ms)) is not None]
     return min(statuses, key=_left, default=None)
 
 

@@ -21,13 +21,14 @@ from transforms.remote.connection import Compression, ProxySettings, TlsSettings
 from transforms.remote.hedge import HedgeSettings
 from transforms.remote.pool import Pool, PoolSettings
 from transforms.remote.probes import ProbeSettings
-from transforms.remote.protocols import ProtocolSettings, WireProtocol, make_protocol
+from transforms.remote.protocols import ProtocolSettings, WireProtocol, asked_with, make_protocol
 from transforms.remote.quota import QuotaSettings
 from transforms.remote.quota_redis import SharedQuotaSettings
 from transforms.remote.streams import StreamSettings
 
 _GRPC = ("grpc", "grpcs")
 _SCHEMES = ("http", "https", *_GRPC)
+_OUTPUT_TOKENS = ("max_tokens", "max_completion_tokens", "maxOutputTokens")
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -146,13 +147,100 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(f"protocol {self.protocol} takes one question in a request; leave batch out.")
         if self.probe is not None and self.probe.path is None and protocol.probe_path is None:
             raise SettingsError(f"protocol {self.protocol} has no health probe of its own; give probe a path.")
-        if self.hedge is not None and self.hedge.enabled and len(self.endpoints) == 1:
-            raise SettingsError("hedge sends a second request to another endpoint, and there is one; leave hedge out.")
         if self.fallback_s >= self.deadline_s:
             raise SettingsError(
                 f"the fallbacks are left {self.fallback_s:g} s (their timeout_s), and deadline_s is {self.deadline_s:g}; "
                 "make the first shorter or the second longer."
             )
+        self._check_hedge()
+        self._check_batch()
+        self._check_limits()
+        self._check_fallbacks()
+        self._check_cache()
+        if self.stream is not None and self.timeout_s < self.stream.stall_s != StreamSettings().stall_s:
+            raise SettingsError(
+                f"stream.stall_s ({self.stream.stall_s:g}) is greater than timeout_s ({self.timeout_s:g}), which ends the attempt "
+                "before; make it smaller."
+            )
+
+    def _check_hedge(self) -> None:
+        """Refuse hedging that can never happen."""
+        if self.hedge is None or not self.hedge.enabled:
+            return
+        if len(self.endpoints) == 1:
+            raise SettingsError("hedge sends a second request to another endpoint, and there is one; leave hedge out.")
+        if self.max_in_flight == 1:
+            raise SettingsError(
+                "hedge sends a second request beside the first, and max_in_flight is 1; make it greater."
+            )
+        if self.hedge.least_delay_s >= self.timeout_s:
+            raise SettingsError(
+                f"hedge.least_delay_s ({self.hedge.least_delay_s:g}) is not less than timeout_s ({self.timeout_s:g}), which ends "
+                "the first request before there is a second; make it smaller."
+            )
+
+    def _check_batch(self) -> None:
+        """Refuse batches that would leave too late, or that the quota never lets through."""
+        if self.batch is None:
+            return
+        for name in ("max_wait_ms", "deadline_margin_ms"):
+            value_ms = getattr(self.batch, name)
+            if value_ms >= self.deadline_s * 1000.0:
+                raise SettingsError(
+                    f"batch.{name} ({value_ms:g}) is not less than deadline_s ({self.deadline_s:g} s), when an event ends; make it "
+                    "smaller."
+                )
+        most = self.quota.tokens_per_min
+        if most is not None and (self.batch.max_tokens or 0) > most:
+            raise SettingsError(
+                f"batch.max_tokens ({self.batch.max_tokens}) is greater than quota.tokens_per_min ({most:g}), so that such a batch "
+                "never fits; make it smaller."
+            )
+
+    def _check_limits(self) -> None:
+        """Refuse what the quota or `max_in_flight` contradicts, where it was given; defaults give way."""
+        quota = self.quota
+        for name in _OUTPUT_TOKENS:
+            value = self.params.get(name)
+            if quota.tokens_per_min is not None and _is_above(value, quota.tokens_per_min):
+                raise SettingsError(
+                    f"params.{name} ({value}) is greater than quota.tokens_per_min ({quota.tokens_per_min:g}); make it smaller."
+                )
+        # Limits that a server's headers name are shared as well, so that a share alone has its use where those are believed.
+        if quota.part != 1.0 and not (quota.requests_per_min or quota.tokens_per_min or quota.learn):
+            raise SettingsError(
+                "quota.share is a part of a quota, and none is given or learnt; add requests_per_min or tokens_per_min."
+            )
+        for name in ("initial", "least"):
+            value = getattr(self.concurrency, name)
+            if value > self.max_in_flight and value != getattr(ConcurrencySettings(), name):
+                raise SettingsError(
+                    f"concurrency.{name} ({value}) is greater than max_in_flight ({self.max_in_flight}), which bounds it; make it "
+                    "smaller."
+                )
+
+    def _check_fallbacks(self) -> None:
+        """Refuse a fallback that has no form for any question that this model understands."""
+        fallback, own = self.fallback, asked_with(self.protocol)
+        while isinstance(fallback, ModelSettings):
+            theirs = asked_with(fallback.protocol)
+            if not set(own) & set(theirs):
+                raise SettingsError(
+                    f"the fallback {fallback.role} ({fallback.protocol}) is asked with {_named(theirs)}, and this model "
+                    f"({self.protocol}) with {_named(own)}; name a fallback that understands the same questions."
+                )
+            fallback = fallback.fallback
+
+    def _check_cache(self) -> None:
+        """Refuse a cache that the params forbid (`cache.cacheable`). What they leave open a question may say for itself."""
+        if self.cache is None or self.cache.always:
+            return
+        for name, most in (("temperature", 0), ("n", 1), ("best_of", 1)):
+            if _is_above(self.params.get(name), most):
+                raise SettingsError(
+                    f"cache keeps replies that would come out the same again, and params.{name} is {self.params[name]}; set it to "
+                    f"{most}, or give cache always: true."
+                )
 
     def _check_schemes(self, schemes: tuple[str, ...]) -> None:
         """Refuse URLs that are not the protocol's, and what gRPC has not."""
@@ -199,6 +287,16 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
             fallback = fallback.fallback
         return seconds
 
+    def divided(self, processes: int) -> ModelSettings:
+        """Return the settings for each of so many worker processes: a quota has its part, unless that is said or leased.
+
+        Raises:
+            SettingsError: a part is less than one request.
+        """
+        quota = self.quota if self.shared_quota is not None else self.quota.divided(processes)
+        fallback = self.fallback.divided(processes) if isinstance(self.fallback, ModelSettings) else self.fallback
+        return msgspec.structs.replace(self, quota=quota, fallback=fallback)
+
     def make_protocol(self) -> WireProtocol:
         """Return the protocol, made for this model.
 
@@ -211,6 +309,14 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
                 model=self.model, params=self.params, options=self.options, stream=self.stream is not None
             ),
         )
+
+
+def _is_above(value: object, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > most
+
+
+def _named(kinds: tuple[type, ...]) -> str:
+    return " or ".join(kind.__name__ for kind in kinds)
 
 
 def _split(url: str) -> Any:

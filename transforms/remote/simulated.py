@@ -34,9 +34,9 @@ from zlib import crc32
 
 import msgspec
 
-from transforms.errors import SettingsError, TimedOut, Unreachable
+from transforms.errors import SettingsError
 from transforms.remote.clock import Clock
-from transforms.remote.transport import Answer, NotConnected, Opened
+from transforms.remote.transport import Answer, NotConnected, Opened, broke_off, timed_out
 
 _TOLERANCE = 1e-6
 _BYTES_PER_TOKEN = 4
@@ -289,9 +289,9 @@ class _Site:
         except TimeoutError:
             if outage_s < timeout_s:
                 self.counts.broken += 1
-                raise Unreachable(f"The connection to {self._url} broke before the answer was complete.") from None
+                raise broke_off(self._url) from None
             self.counts.cancelled += 1
-            raise TimedOut(f"{self._url} gave no complete answer within {timeout_s:.3g} s.") from None
+            raise timed_out(self._url, timeout_s) from None
 
     async def _answer(self, body: bytes, headers: Mapping[str, str], now_s: float) -> Answer:
         behaviour = self._behaviour
@@ -366,8 +366,10 @@ class _Site:
 
 
 def _key(headers: Mapping[str, str]) -> str:
+    """The event's id in the idempotency key, so that what a seed gives depends on no model's settings."""
     found = headers.get("Idempotency-Key") or headers.get("idempotency-key")
-    return found or next((value for name, value in headers.items() if name.lower() == "idempotency-key"), "")
+    found = found or next((value for name, value in headers.items() if name.lower() == "idempotency-key"), "")
+    return found.rsplit(":", 1)[0]
 
 
 def _reply(key: str, prompt_tokens: int, completion_tokens: int) -> bytes:

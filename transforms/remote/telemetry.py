@@ -5,7 +5,9 @@ of a histogram. Each bound instrument has one writer, as a rule the event loop. 
 of which two can be subtracted.
 
 Histograms keep every value to within 1 % of itself, so quantiles are true and not guesses between bounds: bucket i holds the
-values from gⁱ⁻¹ to gⁱ with g = (1 + 0.01) / (1 - 0.01), and stands for 2·gⁱ / (g + 1).
+values above s·gⁱ⁻¹ up to s·gⁱ, and stands for s·2·gⁱ / (g + 1). With g the 35th root of 2, and s the least bound of an
+instrument, of which the others are multiples by powers of two, buckets end where bounds lie: what is counted under a bound is
+exact.
 
 Labels are bounded: their names are those of the table in `names`, an instrument has at most `MOST_SERIES` of them, and further
 ones are counted as `OTHER` (a gauge among them shows the last). An endpoint is shown without the user, the password and the
@@ -48,8 +50,11 @@ OTHER = "other"
 # Between them lie 2 418 buckets, so a histogram has an end too.
 _LEAST, _MOST = 1e-9, 1e12
 _LONGEST_LABEL = 120
-_MAPPING = LogarithmicMapping(ACCURACY)
-_LOG_GAMMA = math.log(_MAPPING.gamma)
+# The fewest buckets to a doubling that keep values within `ACCURACY`.
+_PER_DOUBLING = 35
+_MAPPING = LogarithmicMapping.from_gamma_offset(2 ** (1 / _PER_DOUBLING), 0.0)
+# A logarithm is rounded: without this a value that equals a bound may lie above it.
+_SLACK = 1e-9
 _TOGETHER = 256
 _ENDPOINT_STATES = ("ready", "slow-start", "waiting", "ejected", "open")
 _BREAKER_STATES = ("closed", "open", "half-open")
@@ -70,11 +75,12 @@ class Series(NamedTuple):
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """The values of a histogram: how many, their sum, and how many lie in each bucket."""
+    """The values of a histogram: how many, their sum, and how many lie in each bucket; those end at `scale` times powers of g."""
 
     count: int = 0
     sum: float = 0.0
     bins: Mapping[int, int] = {}
+    scale: float = 1.0
 
     def quantile(self, share: float) -> float | None:
         """Return the value below or at which `share` (0 to 1) of the values lie, within 1 %; None where there are none."""
@@ -89,17 +95,22 @@ class Distribution(msgspec.Struct, frozen=True):
             rank = math.floor(share * (self.count - 1))
             while total <= rank:
                 key = next(keys)
-                total, value = total + self.bins[key], float(_MAPPING.value(key))
+                total, value = total + self.bins[key], float(_MAPPING.value(key)) * self.scale
             found.append(value)
         return found
 
     def counts(self, bounds: Iterable[float]) -> list[int]:
-        """Return how many values are at most each of the rising `bounds`, the values known within 1 %."""
-        rest = [(float(_MAPPING.value(key)), self.bins[key]) for key in sorted(self.bins, reverse=True)]
+        """Return how many values are at most each of the rising `bounds`.
+
+        Exact for `scale` times a power of two; with another bound count values of up to 2 % above it, too.
+        """
+        shift = _shift(self.scale)
+        rest = sorted(self.bins, reverse=True)
         found, total = [], 0
         for bound in bounds:
-            while rest and rest[-1][0] <= bound:
-                total += rest.pop()[1]
+            last = math.ceil(math.log2(bound) * _PER_DOUBLING - shift)
+            while rest and rest[-1] <= last:
+                total += self.bins[rest.pop()]
             found.append(total)
         return found
 
@@ -117,7 +128,12 @@ class Distribution(msgspec.Struct, frozen=True):
             for key, count in other.bins.items():
                 bins[key] = bins.get(key, 0) + sign * count
             left = {key: count for key, count in bins.items() if count > 0}
-        return Distribution(self.count + sign * other.count, self.sum + sign * other.sum, left)
+        return Distribution(self.count + sign * other.count, self.sum + sign * other.sum, left, self.scale)
+
+
+def _shift(scale: float) -> float:
+    """What is taken from the logarithm of a value, in buckets, before it is rounded up to the number of its bucket."""
+    return math.log2(scale) * _PER_DOUBLING + _SLACK
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -164,11 +180,16 @@ class Gauge:
 
 
 class Histogram:
-    """Values, each kept within 1 % of itself, from 1e-9 to 1e12; what lies outside, or is no number, counts as the end. One writer."""
+    """Values, each kept within 1 % of itself, from 1e-9 to 1e12; what lies outside, or is no number, counts as the end. One writer.
 
-    __slots__ = ("_count", "_lock", "_new", "_store", "_sum")
+    Counts under a bound are exact where it is `scale` times a power of two.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_count", "_lock", "_new", "_scale", "_shift", "_store", "_sum")
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self._scale = scale
+        self._shift = _shift(scale)
         self._lock = threading.Lock()
         self._new: list[float] = []
         self._store = DenseStore()
@@ -188,9 +209,10 @@ class Histogram:
         with self._lock:
             self._sort_in()
             if not bins:
-                return Distribution(self._count, self._sum)
+                return Distribution(self._count, self._sum, scale=self._scale)
             held, offset, count, total = list(self._store.bins), self._store.offset, self._count, self._sum
-        return Distribution(count, total, {offset + at: int(found) for at, found in enumerate(held) if found})
+        bucketed = {offset + at: int(found) for at, found in enumerate(held) if found}
+        return Distribution(count, total, bucketed, self._scale)
 
     def _sort_in(self) -> None:
         """Put the new values into their buckets, all at once: a tenth of what it costs one by one. Needs the lock."""
@@ -202,7 +224,8 @@ class Histogram:
         if not many:
             return
         values = np.nan_to_num(values, nan=_LEAST).clip(_LEAST, _MOST)
-        keys, counts = np.unique(np.ceil(np.log(values) / _LOG_GAMMA).astype(np.int64), return_counts=True)
+        found = np.ceil(np.log2(values) * _PER_DOUBLING - self._shift).astype(np.int64)
+        keys, counts = np.unique(found, return_counts=True)
         for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
             self._store.add(key, count)
         self._count += many
@@ -213,38 +236,68 @@ Reader = Callable[[], float]
 """Gives a number when it is asked; called on the event loop where there is one."""
 
 
+class Values:
+    """What a `Telemetry` has counted, without the functions that it reads numbers by: to keep this keeps no client alive."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.counters: dict[Series, Counter] = {}
+        self.gauges: dict[Series, Gauge] = {}
+        self.histograms: dict[Series, Histogram] = {}
+        self.parts: list[Values] = []
+
+    def snapshot(self, *, bins: bool = True) -> Snapshot:
+        """Return every value, as `Telemetry.snapshot` does."""
+        with self.lock:
+            counters, gauges = list(self.counters.items()), list(self.gauges.items())
+            histograms = list(self.histograms.items())
+        own = Snapshot(
+            {series: counter.value for series, counter in counters},
+            {series: gauge.value for series, gauge in gauges},
+            {series: histogram.read(bins=bins) for series, histogram in histograms},
+        )
+        return merged([own, *(part.snapshot(bins=bins) for part in self.parts)]) if self.parts else own
+
+
 class Telemetry:
-    """The instruments of one client. `role`, `operation` and `model` are labels of all that it reports.
+    """The instruments of one client. `role`, `operation`, `provider` and `model` are labels of all that it reports.
 
     Instruments are those of `names`; other names or labels are a ValueError where they are bound. Numbers that are read
     (`gauge`, `observed`) are read on the event loop by way of `soon`, so their functions need no care for threads; without
-    `soon` in the thread that calls `refresh`.
+    `soon` in the thread that calls `refresh`. `values` is what was counted.
     """
 
-    def __init__(self, role: str, *, operation: str = "chat", model: str = "", soon: Soon | None = None) -> None:
+    def __init__(
+        self, role: str, *, operation: str = "chat", provider: str = "", model: str = "", soon: Soon | None = None
+    ) -> None:
         self.role = role
-        self._constants = {"role": role, "gen_ai.operation.name": operation, "gen_ai.request.model": model}
+        self.values = Values()
+        self._constants = {
+            "role": role,
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": provider,
+            "gen_ai.request.model": model,
+        }
         self._soon = soon
-        self._lock = threading.Lock()
+        self._lock = self.values.lock
         self._series: dict[str, int] = {}
-        self._counters: dict[Series, Counter] = {}
-        self._gauges: dict[Series, Gauge] = {}
-        self._histograms: dict[Series, Histogram] = {}
         self._readers: dict[Series, tuple[Counter | Gauge, Reader]] = {}
         self._said: set[Series] = set()
         self._parts: list[Telemetry] = []
 
     def counter(self, instrument: Instrument, **labels: str) -> Counter:
         """Return the counter with these labels, to be kept; the dots of their names are written as underscores."""
-        return self._bound(self._counters, Counter, instrument, "counter", labels)
+        return self._bound(self.values.counters, Counter, instrument, "counter", labels)
 
     def histogram(self, instrument: Instrument, **labels: str) -> Histogram:
         """Return the histogram with these labels, to be kept."""
-        return self._bound(self._histograms, Histogram, instrument, "histogram", labels)
+        return self._bound(
+            self.values.histograms, lambda: Histogram(instrument.bounds[0]), instrument, "histogram", labels
+        )
 
     def set_gauge(self, instrument: Instrument, **labels: str) -> Gauge:
         """Return the gauge with these labels, to be kept and set."""
-        return self._bound(self._gauges, Gauge, instrument, "gauge", labels)
+        return self._bound(self.values.gauges, Gauge, instrument, "gauge", labels)
 
     def gauge(self, instrument: Instrument, read: Reader, **labels: str) -> None:
         """Show what `read` gives when it is asked: see `refresh`."""
@@ -265,21 +318,24 @@ class Telemetry:
     def include(self, part: Telemetry) -> None:
         """Report what `part` reports too: the telemetry of another role that this one calls."""
         self._parts.append(part)
+        self.values.parts.append(part.values)
+
+    def close(self) -> None:
+        """Read the counts that others keep for the last time, and show gauges no more: what they tell of has ended.
+
+        To be called on the event loop when the client is closed.
+        """
+        self._read_all()
+        with self._lock:
+            self._readers.clear()
+            self.values.gauges.clear()
 
     def snapshot(self, *, bins: bool = True) -> Snapshot:
         """Return every value; without `bins` of histograms the counts and sums alone. From any thread.
 
         Counters and histograms are those of now; numbers that are read are those of the last `refresh`.
         """
-        with self._lock:
-            counters, gauges = list(self._counters.items()), list(self._gauges.items())
-            histograms = list(self._histograms.items())
-        own = Snapshot(
-            {series: counter.value for series, counter in counters},
-            {series: gauge.value for series, gauge in gauges},
-            {series: histogram.read(bins=bins) for series, histogram in histograms},
-        )
-        return merged([own, *(part.snapshot(bins=bins) for part in self._parts)]) if self._parts else own
+        return self.values.snapshot(bins=bins)
 
     def deltas_since(self, earlier: Snapshot) -> tuple[Snapshot, Snapshot]:
         """Return the snapshot of now, and what it has more than an `earlier` one of the same telemetry."""
@@ -359,14 +415,16 @@ class Telemetry:
 
 
 def merged(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """Return several snapshots as one: what has equal labels is added up."""
+    """Return several snapshots as one: what has equal labels is added up, but for gauges of which the greatest is shown."""
     counters: dict[Series, float] = {}
     gauges: dict[Series, float] = {}
     histograms: dict[Series, Distribution] = {}
     for snapshot in snapshots:
-        for sums, values in ((counters, snapshot.counters), (gauges, snapshot.gauges)):
-            for series, value in values.items():
-                sums[series] = sums.get(series, 0) + value
+        for series, value in snapshot.counters.items():
+            counters[series] = counters.get(series, 0) + value
+        for series, value in snapshot.gauges.items():
+            before = gauges.get(series, 0)
+            gauges[series] = max(before, value) if series.name in names.NOT_ADDED_UP else before + value
         for series, distribution in snapshot.histograms.items():
             known = histograms.get(series)
             histograms[series] = known.plus(distribution) if known else distribution

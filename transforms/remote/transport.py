@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -14,6 +15,12 @@ from transforms.errors import BrokenReply, TimedOut, Transient, Unreachable
 from transforms.remote.connection import Compression, ProxySettings, TlsSettings, packed
 
 LARGEST_REPLY_BYTES = 16 * 1024 * 1024
+
+READ_ON_S = 1.0
+"""How long the rest of a stream that was left in good order is waited for, so that its connection can be used again."""
+
+READ_ON_BYTES = 64 * 1024
+"""How much that rest may have."""
 
 Answer = tuple[int, Mapping[str, str], bytes]
 """An HTTP answer: status, headers, body."""
@@ -45,13 +52,35 @@ class Transport(Protocol):
     def stream(
         self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float
     ) -> AbstractAsyncContextManager[Opened]:
-        """Send one POST and give the answer once its headers are there; leaving the context closes the connection.
+        """Send one POST and give the answer once its headers are there.
 
-        `timeout_s` bounds all of it. Raises as `post` does, also from the pieces of the body.
+        Leaving the context with an error closes the connection. Left in good order before the end of the answer, it is kept for
+        another request if the rest comes within `READ_ON_S` and `READ_ON_BYTES`, which nobody waits for, and closed else.
+        `timeout_s` bounds all but that. Raises as `post` does, also from the pieces of the body.
         """
 
     async def get(self, url: str, headers: Mapping[str, str], timeout_s: float) -> Answer:
         """Send one GET, for a health probe, and return the complete answer; raises as `post` does."""
+
+
+def timed_out(url: str, timeout_s: float) -> TimedOut:
+    """The error of an answer that took too long."""
+    return TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.")
+
+
+def too_large(url: str, largest_bytes: int) -> BrokenReply:
+    """The error of an answer beyond the bound."""
+    return BrokenReply(f"The answer of {url} is larger than {largest_bytes} bytes.")
+
+
+def broke_off(url: str, why: str = "") -> Unreachable:
+    """The error of a connection that ended too early; `why` are the network's own words."""
+    return Unreachable(f"The connection to {url} broke before the answer was complete{f' ({why})' if why else ''}.")
+
+
+def not_http(url: str, why: object) -> BrokenReply:
+    """The error of bytes that are no answer."""
+    return BrokenReply(f"{url} answered with something that is not HTTP ({why}).")
 
 
 class AiohttpTransport:
@@ -83,6 +112,7 @@ class AiohttpTransport:
         self._compress = compress
         self._largest = largest_reply_bytes
         self._session: aiohttp.ClientSession | None = None
+        self._reading_on: set[asyncio.Task[None]] = set()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
         """Send one POST; see `Transport.post`."""
@@ -95,7 +125,7 @@ class AiohttpTransport:
                 ) as response:
                     return response.status, response.headers, await self._body(response, url)
         except TimeoutError:
-            raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.") from None
+            raise timed_out(url, timeout_s) from None
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error, url) from None  # the cause holds the request's headers
 
@@ -108,15 +138,17 @@ class AiohttpTransport:
         body, headers = packed(self._compress, body, self._told(url, headers))
         try:
             async with asyncio.timeout(timeout_s):
-                async with session.post(
+                response = await session.post(
                     url, data=body, headers=headers, allow_redirects=False, proxy_headers=self._proxy_headers
-                ) as response:
-                    try:
-                        yield response.status, response.headers, self._pieces(response, url)
-                    finally:
-                        response.close()
+                )
+                try:
+                    yield response.status, response.headers, self._pieces(response, url)
+                except BaseException:
+                    response.close()
+                    raise
+                self._leave(response)
         except TimeoutError:
-            raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.") from None
+            raise timed_out(url, timeout_s) from None
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error, url) from None
 
@@ -130,15 +162,34 @@ class AiohttpTransport:
                 ) as response:
                     return response.status, response.headers, await self._body(response, url)
         except TimeoutError:
-            raise TimedOut(f"{url} gave no complete answer within {timeout_s:.3g} s.") from None
+            raise timed_out(url, timeout_s) from None
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error, url) from None
 
     async def close(self) -> None:
         """Close the session and its connections."""
+        reading_on = list(self._reading_on)
+        for task in reading_on:
+            task.cancel()
+        await asyncio.gather(*reading_on, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def _leave(self, response: aiohttp.ClientResponse) -> None:
+        """Let the rest of a stream come that was left in good order. A complete one has given its connection back already."""
+        if response.connection is None:
+            response.close()
+            return
+        task = asyncio.get_running_loop().create_task(_read_on(response))
+        self._reading_on.add(task)
+        # Not within the task, which may be cancelled before it begins.
+        task.add_done_callback(functools.partial(self._close_read, response))
+
+    def _close_read(self, response: aiohttp.ClientResponse, task: asyncio.Task[None]) -> None:
+        """Close a connection whose answer has more to come; one whose answer is complete was given back."""
+        self._reading_on.discard(task)
+        response.close()
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
@@ -173,7 +224,16 @@ class AiohttpTransport:
             read += len(chunk)
             if read <= self._largest:
                 yield chunk
-        raise BrokenReply(f"The answer of {url} is larger than {self._largest} bytes.")
+        raise too_large(url, self._largest)
+
+
+async def _read_on(response: aiohttp.ClientResponse) -> None:
+    """Drop the rest of an answer, whose end gives the connection back, within the bounds."""
+    left = READ_ON_BYTES
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(READ_ON_S):
+            while left >= 0 and (piece := await response.content.readany()):
+                left -= len(piece)
 
 
 def _translated(error: aiohttp.ClientError | OSError, url: str) -> Transient:
@@ -186,6 +246,5 @@ def _translated(error: aiohttp.ClientError | OSError, url: str) -> Transient:
     if isinstance(error, aiohttp.ClientConnectorError):
         return NotConnected(f"No connection to {url} could be made ({error.os_error}); is the server up?")
     if isinstance(error, aiohttp.ClientResponseError):
-        return BrokenReply(f"{url} answered with something that is not HTTP ({' '.join(error.message.split())}).")
-    what = type(error).__name__
-    return Unreachable(f"The connection to {url} broke before the answer was complete ({what}).")
+        return not_http(url, " ".join(error.message.split()))
+    return broke_off(url, type(error).__name__)

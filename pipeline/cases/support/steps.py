@@ -30,7 +30,7 @@ from transforms.enrich.step import Composed, Enrich
 from transforms.enrich.tokens import cut_middle
 from transforms.enrich.urgency import Urgency, urgency_of
 from transforms.history import RememberHistory
-from transforms.records import Answer
+from transforms.records import Answer, traceparent_of
 
 REGIONS = {
     "en": ("GB", "US"),
@@ -226,12 +226,26 @@ def _make_orders(resources: Resources) -> beam.PTransform | None:
     )
 
 
+def _kafka_key(ticket: Ticket) -> bytes | None:
+    return source_of(ticket).key
+
+
+def _traceparent(ticket: Ticket) -> str | None:
+    return traceparent_of(source_of(ticket))
+
+
 def _make_sentiment(resources: Resources) -> beam.PTransform | None:
     model = resources.models.get("sentiment")
     if model is None:
         return None
     ask = AskModel(
-        model, prompts.sentiment_question, event_id, make_caller=resources.make_caller, **resources.ask_options
+        model,
+        prompts.sentiment_question,
+        event_id,
+        order_key_of=_kafka_key if resources.keeps_order else None,
+        traceparent_of=_traceparent,
+        make_caller=resources.make_caller,
+        **resources.ask_options,
     )
     return AskAlso(ask, with_model_sentiment)
 
