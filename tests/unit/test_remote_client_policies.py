@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from transforms.remote import names
+from transforms.remote.auth import Auth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
 from transforms.remote.chain import Chain
@@ -669,3 +670,29 @@ def test_what_is_reported_adds_up() -> None:
     gauges = {series.name: value for series, value in telemetry.snapshot().gauges.items()}
     assert gauges[names.CALLS_IN_FLIGHT.name] == 0
     assert gauges[names.CONCURRENCY_LIMIT.name] >= 1
+
+
+def test_clients_of_one_model_share_its_quota() -> None:
+    """Steps that ask the same model in one process spend one quota; another model, or key of access, has its own."""
+    quota = QuotaSettings(requests_per_min=60.0)
+    settings = ModelSettings(role="answer", endpoints=(Endpoint("http://one/v1"),), model="m", quota=quota)
+    others = (
+        msgspec.structs.replace(settings, model="another"),
+        msgspec.structs.replace(settings, auth=Auth(env="HOME")),
+        msgspec.structs.replace(settings, quota=QuotaSettings(requests_per_min=61.0)),
+    )
+
+    async def main() -> None:
+        first, second = Client(settings), Client(msgspec.structs.replace(settings, role="repair", timeout_s=5.0))
+        apart = [Client(one) for one in others]
+        assert first._quotas is second._quotas
+        assert all(one._quotas is not first._quotas for one in apart)
+        shown = [name for client in (first, second) for (name, _) in client.telemetry.snapshot().gauges]
+        assert shown.count("inference_quota_rate") == 1
+        for client in (first, second, *apart):
+            await client.close()
+        again = Client(settings)
+        assert again._quotas is not first._quotas, "the last who closes it ends it"
+        await again.close()
+
+    asyncio.run(main())

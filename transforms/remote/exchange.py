@@ -76,6 +76,8 @@ class Exchange:
         trace = next(iter(traces)) if len(traces) == 1 else None
         if trace and _VISIBLE.fullmatch(trace):
             headers["traceparent"] = trace
+        if self._compress is None:
+            return Sending(courses, request, headers)
         body, sent = packed(self._compress, request.body, headers)
         return Sending(courses, msgspec.structs.replace(request, body=body), sent)
 

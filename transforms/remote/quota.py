@@ -147,9 +147,11 @@ class Quota:
         self._bounds: Mapping[Unit, _Bound] = {
             "requests": _Bound(settings, settings.requests_per_min),
             "tokens": _Bound(settings, settings.tokens_per_min),
-            "input-tokens": _Bound(settings, None, is_rare=True),
-            "output-tokens": _Bound(settings, None, is_rare=True),
+            "input-tokens": _Bound(settings, None),
+            "output-tokens": _Bound(settings, None),
         }
+        # Those that are counted at all, and their places; all of them once a server has named limits for parts of the tokens.
+        self._counted = tuple(enumerate(list(self._bounds.values())[:2]))
         self._parts = _Parts()
         self._rate = LearntRate()
         self._learnt = _Bucket()
@@ -189,11 +191,12 @@ class Quota:
 
     def try_reserve(self, now_s: float, tokens: float) -> Reservation | float:
         """Reserve one request of so many tokens, or return after how many seconds, above 0, to ask again."""
-        amounts = (1.0, tokens, *self._parts.of(tokens))
+        parts = self._parts.of(tokens) if len(self._counted) > 2 else (0.0, 0.0)
+        amounts = (1.0, tokens, *parts)
         wait_s = max(self._closed_until_s - now_s, self._wait_s(now_s, amounts), self._learnt_wait_s(now_s))
         if wait_s > 0.0:
             return max(_LEAST_WAIT_S, wait_s)
-        marks = tuple([bound.take(now_s, amount) for bound, amount in zip(self._bounds.values(), amounts, strict=True)])
+        marks = tuple([bound.take(now_s, amounts[place]) for place, bound in self._counted])
         self._learnt.level -= 1.0
         self._sent.add(now_s)
         self.counts.reserved = _plus(self.counts.reserved, 1, tokens)
@@ -211,7 +214,8 @@ class Quota:
             return
         if usage is not None:
             self._parts.observe(*usage)
-        used = (1.0, tokens_used, *(self._parts.of(tokens_used) if usage is None else usage))
+        parts = usage if usage is not None else self._parts.of(tokens_used) if len(self._counted) > 2 else (0.0, 0.0)
+        used = (1.0, tokens_used, *parts)
         self.counts.settled = _plus(self.counts.settled, 1, reservation.tokens)
         self.counts.corrected += tokens_used - reservation.tokens
         self._correct(now_s, reservation, used)
@@ -241,8 +245,11 @@ class Quota:
         said = parse_rate_headers(headers, now_ms)
         for place, (unit, bound) in enumerate(self._bounds.items()):
             if unit in said:
-                mark = None if reservation is None else (reservation.at_s, reservation.marks[place])
-                bound.learn(now_s, said[unit], mark, self.counts.reserved[0])
+                mark = None if reservation is None or place >= len(reservation.marks) else reservation.marks[place]
+                sent = None if reservation is None or mark is None else (reservation.at_s, mark)
+                bound.learn(now_s, said[unit], sent, self.counts.reserved[0])
+                if place > 1 and bound.known:
+                    self._counted = tuple(enumerate(self._bounds.values()))
 
     def on_throttled(self, now_s: float, retry_after_s: float | None) -> None:
         """Learn from a 429, after its reservation was refunded: keep away as long as it asks, and go slower afterwards."""
@@ -264,13 +271,14 @@ class Quota:
 
     def _wait_s(self, now_s: float, amounts: tuple[float, ...]) -> float:
         """The wait for requests and tokens; a short one for tokens while requests are under way, which may need less than reserved."""
-        waits = [bound.wait_s(now_s, amount) for bound, amount in zip(self._bounds.values(), amounts, strict=True)]
+        waits = [bound.wait_s(now_s, amounts[place]) for place, bound in self._counted]
         tokens_s = max(waits[1:])
         return max(waits[0], min(tokens_s, _SETTLES_SOON_S) if self.counts.outstanding[0] else tokens_s)
 
     def _correct(self, now_s: float, reservation: Reservation, used: tuple[float, ...]) -> None:
-        for bound, reserved, spent in zip(self._bounds.values(), reservation.amounts, used, strict=True):
-            bound.correct(now_s, reservation, spent - reserved)
+        for place, bound in self._counted:
+            if place < len(reservation.marks):  # else it was sent before this was counted
+                bound.correct(now_s, reservation, used[place] - reservation.amounts[place])
 
     def _learnt_wait_s(self, now_s: float) -> float:
         if self.known and now_s >= self._doubt_until_s:
@@ -332,16 +340,13 @@ class _Bucket:
 
 
 class _Bound:
-    """One quota: its pace and its window; no bound as long as no limit is known. Amounts are requests or tokens.
+    """One quota: its pace and its window; no bound as long as no limit is known. Amounts are requests or tokens."""
 
-    One that is rare costs nothing before a limit is known, and then does not know what was spent before.
-    """
-
-    def __init__(self, settings: QuotaSettings, limit_per_min: float | None, *, is_rare: bool = False) -> None:
-        self._is_rare = is_rare
+    def __init__(self, settings: QuotaSettings, limit_per_min: float | None) -> None:
         self._settings = settings
         self._configured = math.inf if limit_per_min is None else limit_per_min
         self._named = math.inf
+        self.known = limit_per_min is not None
         self._share, self._of_window = settings.part, settings.part
         self._bucket = _Bucket()
         self._log = _Log(settings.window_s)
@@ -351,10 +356,6 @@ class _Bound:
         self._heard_until_s = -math.inf
         self._used = 0.0
         self._waited = False
-
-    @property
-    def known(self) -> bool:
-        return min(self._configured, self._named) < math.inf
 
     def set_share(self, now_s: float, share: float) -> None:
         if self.known:
@@ -374,7 +375,7 @@ class _Bound:
         if amount <= 0.0:
             return 0.0
         if not self.known:
-            return self._heard_wait_s(now_s, amount)
+            return self._heard_wait_s(now_s, amount) if now_s < self._heard_until_s else 0.0
         if self._share <= 0.0:
             self._waited = True
             return _NO_SHARE_S
@@ -386,8 +387,6 @@ class _Bound:
 
     def take(self, now_s: float, amount: float) -> float:
         """Spend so much. Return the mark to tell `learn`."""
-        if self._is_rare and not self.known:
-            return 0.0
         self._log.add(now_s, amount)
         self._used += amount
         self._bucket.level -= amount
@@ -397,8 +396,6 @@ class _Bound:
 
     def correct(self, now_s: float, reservation: Reservation, amount: float) -> None:
         """Charge `amount` more for what was taken with this reservation."""
-        if self._is_rare and not self.known:
-            return
         self._log.correct(now_s, reservation.at_s, amount)
         self._bucket.level -= amount
         self._spent += amount
@@ -409,6 +406,7 @@ class _Bound:
         """Learn what the server said; `mark` is when the request was sent that it answered, and its mark; `number` the last sent."""
         if status.limit_per_min is not None:
             self._named = status.limit_per_min
+            self.known = min(self._configured, self._named) < math.inf
         if status.remaining is None or (status.reset_s is None and not self.known):
             return
         sent_s, spent = mark or (now_s, self._spent)
