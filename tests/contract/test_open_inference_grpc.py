@@ -21,6 +21,7 @@ from transforms.remote.clock import SystemClock
 from transforms.remote.connection import TlsSettings
 from transforms.remote.grpc_transport import HTTP_STATUS, PUSHBACK, GrpcTransport
 from transforms.remote.inference_messages import SERVICE
+from transforms.remote.model_double import event_id_of
 from transforms.remote.questions import Question, Tensor, Tensors, Text
 from transforms.remote.settings import Endpoint, ModelSettings, RetryPolicy
 
@@ -219,7 +220,7 @@ def test_headers_and_the_deadline_reach_the_server(double: GrpcDouble, monkeypat
     room.close()
     assert outcome.reply is not None, outcome.error_message
     (metadata,) = double.metadata
-    assert metadata["idempotency-key"] == "e3"
+    assert event_id_of(metadata["idempotency-key"]) == "e3" != metadata["idempotency-key"]
     assert metadata["traceparent"] == trace
     assert metadata["authorization"] == "Bearer secret-1"
     assert 0.0 < double.remaining_s[0] < 6.0  # the wire rounds up

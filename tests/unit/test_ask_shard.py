@@ -952,3 +952,30 @@ def test_no_record_gets_anothers_answer_whatever_fails(seed: int) -> None:
         left += step.bundle()
     assert all(asked == answered for asked, answered in left)
     assert {asked for asked, _ in left} >= {f"text {number}" for number in range(60)}
+
+
+def test_attempts_of_a_call_whose_record_comes_anew_count(step: Step, server: Server) -> None:
+    """What a call used up while its bundle failed and its record was on its way again comes into state with that record."""
+    step.bundle(take=["z"])
+    step.bundle(take=["a"], fail=True)
+    server.spend("a", 2)
+    step.bundle(hand_out=True)
+    step.bundle(take=["a"])
+    step.bundle(hand_out=True)
+    elsewhere = Server()
+    Step(step.store, elsewhere).bundle()
+    assert {call.id: call.attempts for call in elsewhere.started} == {"z": 1, "a": 3}
+
+
+def test_attempts_of_a_call_that_was_dropped_are_not_anothers(step: Step, server: Server) -> None:
+    """A call whose place another has taken goes on in vain: what it uses up is not counted for the other."""
+    step.bundle(take=["a"])
+    (old,) = server.started
+    server.calls.drop(b"s", "a")
+    server.calls.start(b"s", "a", Call(id="a", question=Chat(()), deadline_ms=10**15))
+    assert old.on_spent is not None
+    old.on_spent(4)
+    step.bundle(hand_out=True)
+    elsewhere = Server()
+    Step(step.store, elsewhere).bundle()
+    assert [call.attempts for call in elsewhere.started] == [1]

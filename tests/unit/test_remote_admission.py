@@ -15,6 +15,7 @@ from transforms.remote.admission import Admission, Permit, TimeNeeded
 from transforms.remote.client import Call, Chat, Client, Message, Outcome
 from transforms.remote.client_metrics import ClientMetrics
 from transforms.remote.concurrency import ConcurrencySettings, make_limit
+from transforms.remote.course import Course
 from transforms.remote.fakes import (
     FakeTransport,
     Script,
@@ -171,8 +172,11 @@ def test_whoever_is_let_through_is_the_right_one(seed: int) -> None:
     def expected() -> int:
         now_s = bench.clock.monotonic_s()
         left = {turn: deadline_s - now_s for turn, (deadline_s, _) in waiting.items()}
-        needed_s = bench.door.needed.at(now_s)
-        in_time = [turn for turn in left if left[turn] >= min(needed_s, waiting[turn][1] / 2.0)]
+        needed_s, is_known = bench.door.needed.at(now_s), bench.door.needed.is_known
+        in_time = []
+        for turn, (_, whole_s) in waiting.items():
+            needs_s = needed_s if is_known and needed_s < whole_s else min(needed_s, whole_s / 2.0)
+            in_time += [turn] if left[turn] >= needs_s else []
         return min(in_time) if in_time else max(left, key=lambda turn: (left[turn], -turn))
 
     async def one(turn: int) -> None:
@@ -435,6 +439,18 @@ def test_a_quota_is_used_however_long_more_is_asked(urls: tuple[str, ...], sprea
     assert storm(urls, spread, seed) >= 0.95
 
 
+@pytest.mark.parametrize("took_s", [0.3, 0.6, 0.8])
+def test_events_that_have_little_more_time_than_a_reply_takes_are_answered(took_s: float) -> None:
+    """Where a reply takes more than half of what an event has in all, an overload that lasts is answered as far as it can be."""
+    concurrency = ConcurrencySettings(algorithm="fixed", initial=10)
+    settings = settings_of(timeout_s=1.0, deadline_s=1.0, max_in_flight=10, concurrency=concurrency)
+    bench = Bench(lambda sent: replied(sent.id, after_s=took_s), settings)
+    offered, capacity = 20.0 / took_s, 10.0 / took_s
+    bench.load(offered, 60.0, 1.0)
+    later = [outcome for at_s, outcome in bench.ended if 30.0 <= at_s < 60.0]
+    assert sum(outcome.reply is not None for outcome in later) >= 0.8 * 30.0 * capacity
+
+
 def test_oldest_first_alone_wastes_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sibling: where nobody is passed over for want of time, next to nothing is answered."""
     monkeypatch.setattr(admission.TimeNeeded, "at", lambda self, now_s: 0.0)
@@ -452,3 +468,38 @@ def test_a_quota_that_is_learnt_is_used_however_long_more_is_asked(seed: int) ->
     outcomes = bench.load(6.0, 240.0, 30.0)
     assert len({outcome.id for outcome in outcomes}) == len(bench.ended) == 1_440
     assert goodput(bench.ended, 180.0) >= 0.95
+
+
+# Repeats without the budget
+
+
+def test_only_events_whose_time_runs_out_are_spared() -> None:
+    """After an outage a reply lets those be repeated without the budget that have a quarter of their time left; the others wait."""
+    bench = Bench([replied()], settings_of())
+    clock, door, attempts = bench.clock, bench.client._admission, bench.client._attempts
+    let_go: list[float] = []
+
+    async def wait(now_s: float, number: int, left_s: float) -> None:
+        call = Call(str(number), Chat((Message("user", "x"),)), clock.now_ms() + round(left_s * 1_000))
+        course = Course(call, now_s + left_s, number, now_s + left_s - 120.0)
+        await attempts._wait_for_budget(bench.client._exchange.prepare((course,)), now_s)
+        let_go.append(left_s)
+
+    async def main() -> None:
+        now_s = clock.monotonic_s()
+        for _ in range(200):
+            attempts.budget.deposit(now_s)
+            attempts.budget.on_result(now_s, ok=False)
+        while attempts.budget.try_withdraw(now_s):
+            pass
+        tasks = [asyncio.create_task(wait(now_s, number, (50.0, 25.0)[number % 2])) for number in range(200)]
+        await clock.sleep(1.0)
+        assert let_go == []
+        door.replied_s = clock.monotonic_s()
+        await clock.sleep(1.0)
+        assert let_go == [25.0] * 100
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    clock.run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import random
 import statistics
@@ -15,7 +16,6 @@ import msgspec
 import pytest
 
 from transforms.remote import names
-from transforms.remote.auth import Auth
 from transforms.remote.batcher import BatchSettings
 from transforms.remote.cache import CacheSettings
 from transforms.remote.chain import Chain
@@ -478,6 +478,42 @@ def test_a_chain_without_an_answer_fails_with_the_last_error() -> None:
     assert (outcome.reply, outcome.error_type, outcome.role, outcome.attempts) == (None, "refused", "small", 2)
 
 
+def test_attempts_are_told_of_the_first_model_of_a_chain_alone() -> None:
+    """After a restore the first model is asked first: what its fallbacks used up is none of its own."""
+    told: list[int] = []
+    few = RetryPolicy(max_attempts=3, base_s=0.01, cap_s=0.02, wait_for_server=False)
+    small = msgspec.structs.replace(SMALL, retry=few)
+    bench = Bench([answered(500)], settings_of(retry=few, fallback=small))
+    (outcome,) = bench.ask_all(msgspec.structs.replace(bench.call("a"), on_spent=told.append))
+    assert (outcome.attempts, told) == (6, [1, 2, 3])
+
+
+def test_the_bound_of_a_batch_is_on_bodies_before_compression() -> None:
+    """A server's bound is on what it unpacks: with `compress`, a batch holds no more than without."""
+    largest = []
+    for compress in (None, "gzip"):
+        settings = settings_of(
+            protocol="openai-embeddings", compress=compress, batch=BatchSettings(max_items=32, max_bytes=20_000)
+        )
+        bench = Bench(embedded, settings)
+        questions = [Text(f"word {number} " * 500) for number in range(16)]
+        bench.ask_all(*(msgspec.structs.replace(bench.call(f"e{n}"), question=one) for n, one in enumerate(questions)))
+        bodies = [unpacked(sent) for sent in bench.transport.sent]
+        largest.append(max(map(len, bodies)))
+    assert largest[0] == largest[1] <= 20_000
+
+
+def embedded(sent: Sent) -> Scripted:
+    count = len(json.loads(unpacked(sent))["input"])
+    data = [{"object": "embedding", "index": number, "embedding": [0.5]} for number in range(count)]
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return answered(200, json.dumps({"object": "list", "model": "m", "data": data, "usage": usage}).encode())
+
+
+def unpacked(sent: Sent) -> bytes:
+    return gzip.decompress(sent.body) if sent.headers.get("content-encoding") == "gzip" else sent.body
+
+
 def chain_of_three(*answers: str, fallback: FixedReply | None = None) -> Outcome:
     """What becomes of a call to a chain of three, of which only those named answer."""
     refusals = {"one": (400, b"too long"), "small": (422, b"too odd"), "last": (403, b"no")}
@@ -670,29 +706,3 @@ def test_what_is_reported_adds_up() -> None:
     gauges = {series.name: value for series, value in telemetry.snapshot().gauges.items()}
     assert gauges[names.CALLS_IN_FLIGHT.name] == 0
     assert gauges[names.CONCURRENCY_LIMIT.name] >= 1
-
-
-def test_clients_of_one_model_share_its_quota() -> None:
-    """Steps that ask the same model in one process spend one quota; another model, or key of access, has its own."""
-    quota = QuotaSettings(requests_per_min=60.0)
-    settings = ModelSettings(role="answer", endpoints=(Endpoint("http://one/v1"),), model="m", quota=quota)
-    others = (
-        msgspec.structs.replace(settings, model="another"),
-        msgspec.structs.replace(settings, auth=Auth(env="HOME")),
-        msgspec.structs.replace(settings, quota=QuotaSettings(requests_per_min=61.0)),
-    )
-
-    async def main() -> None:
-        first, second = Client(settings), Client(msgspec.structs.replace(settings, role="repair", timeout_s=5.0))
-        apart = [Client(one) for one in others]
-        assert first._quotas is second._quotas
-        assert all(one._quotas is not first._quotas for one in apart)
-        shown = [name for client in (first, second) for (name, _) in client.telemetry.snapshot().gauges]
-        assert shown.count("inference_quota_rate") == 1
-        for client in (first, second, *apart):
-            await client.close()
-        again = Client(settings)
-        assert again._quotas is not first._quotas, "the last who closes it ends it"
-        await again.close()
-
-    asyncio.run(main())

@@ -431,6 +431,8 @@ def test_a_quota_is_divided_among_worker_processes() -> None:
         assert isinstance(divided.fallback, ModelSettings)
         assert divided.fallback.quota.part == wanted
     assert first.divided(1) == first
+    deaf = msgspec.structs.replace(model, quota=QuotaSettings(learn=False))
+    assert deaf.divided(4) == deaf, "nothing to divide"
     with pytest.raises(SettingsError, match="less than one request"):
         msgspec.structs.replace(model, quota=QuotaSettings(requests_per_min=2.0)).divided(4)
 

@@ -91,12 +91,21 @@ class Early(NamedTuple):
     started_ms: int
 
 
+class _Spent:
+    """How many attempts of a call failed, of those that use up what it is allowed. Outlives the place of its call."""
+
+    __slots__ = ("attempts",)
+
+    def __init__(self) -> None:
+        self.attempts = 0
+
+
 class RunningCall:
     """One call, from its start until the step no longer needs it.
 
     `claimed`: its record has arrived at the step. `taken`: its outcome was handed out, maybe in vain; ahead of its record, where
     that has not arrived. `early`: that record, where the outcome may leave ahead of it. `ticket`: which record may claim the call.
-    `question`: what is asked, None where nothing is. `spent`: how many attempts of it failed, of those that use up what it is allowed.
+    `question`: what is asked, None where nothing is. `spent`: what it has used up.
     `queue`: the order key of its event, if that has one; `held`: it has an outcome, and waits for those before it in the queue.
     """
 
@@ -109,11 +118,12 @@ class RunningCall:
         question: Question | None,
         ticket: int = ANY,
         early: Early | None = None,
+        spent: _Spent | None = None,
     ) -> None:
         self.future = future
         self.deadline_ms = deadline_ms
         self.question = question
-        self.spent = 0
+        self.spent = spent or _Spent()
         self.ticket = ticket
         self.early = early
         self.claimed = False
@@ -316,14 +326,15 @@ class Calls:
 
     def _made(self, shard: bytes, key: str, call: Call, ticket: int = ANY, early: Early | None = None) -> RunningCall:
         """Runs a call."""
-        counted = msgspec.structs.replace(call, on_spent=partial(self._on_spent, shard, key))
-        return RunningCall(self._run(self._caller.call(counted)), call.deadline_ms, call.question, ticket, early)
+        spent = _Spent()
+        counted = msgspec.structs.replace(call, on_spent=partial(self._on_spent, shard, key, spent))
+        return RunningCall(self._run(self._caller.call(counted)), call.deadline_ms, call.question, ticket, early, spent)
 
-    def _on_spent(self, shard: bytes, key: str, spent: int) -> None:
+    def _on_spent(self, shard: bytes, key: str, spent: _Spent, attempts: int) -> None:
         with self._lock:
+            spent.attempts = attempts
             call = self._shards.get(shard, {}).get(key)
-            if call is not None:
-                call.spent = spent
+            if call is not None and call.spent is spent:  # else another has taken its place
                 self._worn.setdefault(shard, set()).add(key)
 
     def spent(self, shard: bytes, keys: Collection[str]) -> dict[str, int]:
@@ -333,7 +344,7 @@ class Calls:
             if not worn:
                 return {}
             known = self._shards.get(shard, {})
-            found = {key: known[key].spent for key in worn if key in keys and key in known}
+            found = {key: known[key].spent.attempts for key in worn if key in keys and key in known}
             worn.difference_update(found)
             return found
 
@@ -443,7 +454,7 @@ class Calls:
             for key, queue in wanted.items():
                 if key in known:
                     self._want(shard, key, known[key], queue)
-            self._worn[shard] = {key for key in wanted if key in known and known[key].spent}
+            self._worn[shard] = {key for key, call in known.items() if call.spent.attempts}
             return [key for key in wanted if key not in known]
 
     def _detach(self, shard: bytes, key: str, call: RunningCall, *, follows: bool) -> None:

@@ -10,10 +10,11 @@ limit and the quota, so that they agree.
 comes. Its request is cut off, spends the quota and teaches nothing; so is the next one, and nobody has an answer any more, not even
 when the server is well again. So one that waits is passed over while its time left is less than::
 
-    needed = min(timeout_s, 1.1 · p99 of the replies' times of the last 60 s, half of the time that its event had in all)
+    needed = min(timeout_s, 1.1 · p99 of the replies' times of the last 60 s)
 
 and others wait that have more. It is let through when none of those is left, and ends by its own deadline; of such, the one with most
-time goes first. Below ten replies, p99 is taken for `timeout_s`. A request that had as much as it needed, and was cut off by the
+time goes first. Below ten replies, p99 is taken for `timeout_s`, and never more than half of the time that an event had in all; nor
+where it had less in all than a reply takes. A request that had as much as it needed, and was cut off by the
 deadline all the same, counts as a reply of twice its time: else only quick replies would be learnt from, and `needed` would sink,
 or stay too low for a server that became slower. A probe of an endpoint whose breaker is half-open goes to one with enough time, too.
 
@@ -77,6 +78,8 @@ class TimeNeeded:
         self._needed_s = timeout_s
         self._times = SlidingQuantiles(_WINDOW_S)
         self._refresh_s = float("-inf")
+        self.is_known = False
+        """Whether that is what replies took, and not the time-out in its place."""
 
     def at(self, now_s: float) -> float:
         """Return the seconds that a request needs now."""
@@ -84,6 +87,7 @@ class TimeNeeded:
             self._refresh_s = now_s + _REFRESH_S
             known = self._times.count(now_s) >= _LEAST_REPLIES
             learnt_s = self._times.quantile(now_s, _SHARE) if known else None
+            self.is_known = learnt_s is not None
             self._needed_s = self._timeout_s if learnt_s is None else min(self._timeout_s, _MARGIN * learnt_s)
         return self._needed_s
 
@@ -362,7 +366,7 @@ class Admission:
         while self._queue:
             waiter = self._queue[0][1]
             if not waiter.future.done():
-                if _has_left(waiter, now_s, min(needed_s, waiter.most_s)):
+                if _has_left(waiter, now_s, self._needs(waiter, needed_s)):
                     return waiter
                 heapq.heappush(self._late, (-waiter.deadline_s, waiter.place, waiter))
             heapq.heappop(self._queue)
@@ -376,9 +380,15 @@ class Admission:
         Of those with enough time the one that failed least itself, since the fault may be its own.
         """
         needed_s = self.needed.at(now_s)
-        in_time = (waiter for _, waiter in self._queue if _has_left(waiter, now_s, min(needed_s, waiter.most_s)))
+        in_time = (waiter for _, waiter in self._queue if _has_left(waiter, now_s, self._needs(waiter, needed_s)))
         waiting = [waiter for waiter in in_time if not waiter.future.done()]
         return min(waiting, key=lambda waiter: (waiter.failures, waiter.place), default=first)
+
+    def _needs(self, waiter: _Waiter, needed_s: float) -> float:
+        """The seconds that it needs: half of its time at most, unless a reply is known to take longer, and less than all of it."""
+        if self.needed.is_known and needed_s < 2.0 * waiter.most_s:
+            return needed_s
+        return min(needed_s, waiter.most_s)
 
     def _hold(self, refused: _Waiter | None, refusal: _Refusal | None, now_s: float) -> None:
         """Note who is not let through and why, None for nobody, and look again when that may be over."""

@@ -10,9 +10,9 @@ waits, while the breaker sees to it that few requests are made. (`RetryPolicy.wa
 
 Repeats of attempts that failed are paid from a budget (`budget`; `RetryPolicy.budget` of the events, and 10 a second at least, over
 10 s): where more fail than that, repeats wait for it, and first attempts go before them. No event ends by it without a repeat: replies
-pay too, as long as hardly any attempt fails; and one whose time runs out (twice what a reply takes is left, or half of its time) is
-repeated once without the budget, if any server has replied since it failed. So while all servers fail the budget's promise holds;
-where they answer some, it is exceeded by one request at most for each event that would be lost else.
+pay too, as long as hardly any attempt fails; and one whose time runs out (1.2 times what a reply takes is left, or a quarter of its
+time) is repeated once without the budget, if any server has replied since it failed. So while all servers fail the budget's promise
+holds; where they answer some, it is exceeded by one request at most for each event that would be lost else.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _LEAST_RETRIES_PER_S = 10.0
 _BUDGET_WINDOW_S = 10.0
 _BUDGET_WAIT_S = 0.05
 _SPARE_WAIT_S = 0.25
-_SPARE_TIMES = 2.0
+_SPARE_TIMES = 1.2
+_SPARE_SHARE = 0.25
 _PHASES = {
     "permits": "while all permits for requests in flight were taken",
     "endpoints": "while no endpoint could be sent to",
@@ -163,7 +164,7 @@ class Attempts:
         now_s = self._clock.monotonic_s()
         if not self._paying.locked() and self.budget.try_withdraw(now_s):
             return
-        spare_s = min(_SPARE_TIMES * self._admission.needed.at(now_s), sending.whole_s / 2.0)
+        spare_s = min(_SPARE_TIMES * self._admission.needed.at(now_s), _SPARE_SHARE * sending.whole_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, sending.deadline_s - spare_s - now_s)), self._paying:
                 while not self.budget.try_withdraw(self._clock.monotonic_s()):

@@ -398,11 +398,17 @@ class CachedCalls(Generic[R]):
         """Begin to keep a result; nobody waits for that."""
         try:
             encoded = self._encode(result)
-        except (ValueError, TypeError, OverflowError):  # such as a number of more than 64 bits
+        except (ValueError, TypeError, OverflowError, RecursionError):  # such as a number of more than 64 bits
             return
         task = asyncio.create_task(self._cache.put(key, encoded))
         self._putting[key] = (task, result)
-        task.add_done_callback(lambda _: self._putting.pop(key, None))
+        task.add_done_callback(lambda task: self._on_put(key, task))
+
+    def _on_put(self, key: bytes, task: asyncio.Task[None]) -> None:
+        """One reply less is on its way into the cache; one that did not come there is a miss."""
+        self._putting.pop(key, None)
+        if not task.cancelled():
+            task.exception()
 
     def _decoded(self, cached: bytes) -> R | None:
         try:

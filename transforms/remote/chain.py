@@ -50,7 +50,11 @@ class Chain:
         for number, client in enumerate(self.clients):
             deadline_ms = call.deadline_ms - round(client.settings.fallback_s * 1000.0)
             before = call.attempts if outcome is None else 0
-            outcome = await client.call(msgspec.structs.replace(call, deadline_ms=deadline_ms, attempts=before))
+            # What a call has used up is counted for the first model, which is asked first after a restore, too.
+            told = call.on_spent if outcome is None else None
+            outcome = await client.call(
+                msgspec.structs.replace(call, deadline_ms=deadline_ms, attempts=before, on_spent=told)
+            )
             attempts += outcome.attempts - before
             if outcome.reply is not None:
                 break

@@ -32,7 +32,7 @@ from transforms.remote.protocols import operation_of
 from transforms.remote.questions import Chat, Message, Reply
 from transforms.remote.quota import Quota
 from transforms.remote.settings import ModelSettings
-from transforms.remote.shared_quotas import Quotas
+from transforms.remote.shared_quotas import SharedQuotas
 from transforms.remote.telemetry import Telemetry, observe_pool
 from transforms.remote.transport import Transport
 from transforms.remote.transports import OpenTransport
@@ -96,8 +96,8 @@ class Client:
         )
         self._metrics = ClientMetrics(self.telemetry)
         self._limits = {url: make_limit(settings.endpoint_concurrency) for url in settings.urls}
-        self._shared, self._is_first = Quotas.of(settings, self._clock, alone=not own_loop)
-        self._quotas, self._leases = self._shared.by_url, self._shared.leases
+        self._quotas = {url: Quota(settings.quota) for url in settings.urls}
+        self._leases = SharedQuotas(settings.shared_quota, self._quotas, self._clock)
         self._admission = Admission(
             self._clock,
             self.pool,
@@ -175,7 +175,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections, unless the transport was handed in."""
-        await self._shared.close()
+        await self._leases.close()
         if self._probing is not None:
             await self._probing.close()
         if self._batcher is not None:
@@ -206,8 +206,7 @@ class Client:
         show(names.RETRY_BUDGET, lambda: self._attempts.budget.available(self._clock.monotonic_s()))
         for url, limit in self._limits.items():
             show(names.CONCURRENCY_LIMIT, partial(getattr, limit, "limit"), endpoint=url)
-        if self._is_first:
-            self._show_quotas()
+        self._show_quotas()
         if self._hedge is not None:
             hedge = self._hedge
             show(names.HEDGE_BUDGET, lambda: hedge.budget.available(self._clock.monotonic_s()))
@@ -218,7 +217,6 @@ class Client:
             self._metrics.show_cache(self._cache)
 
     def _show_quotas(self) -> None:
-        """Show the quotas, which other clients may share: one of them does."""
         for url, quota in self._quotas.items():
             self.telemetry.observed(names.QUOTA_REFUSALS, partial(_throttled, quota), endpoint=url)
         for url, lease in zip(self._quotas, self._leases.shared, strict=False):
@@ -259,7 +257,9 @@ class Client:
         if self._batcher is None:
             replies = await self._attempts.replies(self._exchange.prepare((course,)))
             return replies[0]
-        alone = self._exchange.prepare((course,)).request
+        alone = self._protocol.request(
+            [course.call.question]
+        )  # as it is before compression, which the bounds do not know
         if course.deadline_s - self._clock.monotonic_s() <= OVER_S:
             raise course.exceeded("before it was sent")
         try:

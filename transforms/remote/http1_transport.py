@@ -31,8 +31,6 @@ from transforms.remote.http1 import (
 )
 from transforms.remote.transport import (
     LARGEST_REPLY_BYTES,
-    READ_ON_BYTES,
-    READ_ON_S,
     Answer,
     NotConnected,
     Opened,
@@ -41,6 +39,12 @@ from transforms.remote.transport import (
     timed_out,
     too_large,
 )
+
+READ_ON_S = 1.0
+"""How long the rest of a stream that was left in good order is waited for, so that its connection can be used again."""
+
+READ_ON_BYTES = 64 * 1024
+"""How much that rest may have."""
 
 KEEP_S = 15.0
 """How long a connection is kept for the next request, as aiohttp has it."""
@@ -121,7 +125,11 @@ class Http1Transport:
     async def stream(
         self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float
     ) -> AsyncIterator[Opened]:
-        """Send one POST and give the answer piece by piece; see `Transport.stream`."""
+        """Send one POST and give the answer piece by piece; see `Transport.stream`.
+
+        Left in good order before the end of the answer, its connection is kept for another request if the rest comes within
+        `READ_ON_S` and `READ_ON_BYTES`, which nobody waits for, and closed else.
+        """
         target = target_of(url)
         bound = asyncio.timeout(timeout_s)
         try:

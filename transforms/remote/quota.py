@@ -102,7 +102,10 @@ class QuotaSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def divided(self, processes: int) -> QuotaSettings:
         """Return the quota of one of so many processes, unless its part is said. Raises SettingsError where that is too little."""
-        return self if self.share is not None or processes <= 1 else msgspec.structs.replace(self, share=1 / processes)
+        has_any = self.requests_per_min or self.tokens_per_min or self.learn
+        if self.share is not None or processes <= 1 or not has_any:
+            return self
+        return msgspec.structs.replace(self, share=1 / processes)
 
 
 class Reservation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -15,12 +14,6 @@ from transforms.errors import BrokenReply, TimedOut, Transient, Unreachable
 from transforms.remote.connection import Compression, ProxySettings, TlsSettings, packed
 
 LARGEST_REPLY_BYTES = 16 * 1024 * 1024
-
-READ_ON_S = 1.0
-"""How long the rest of a stream that was left in good order is waited for, so that its connection can be used again."""
-
-READ_ON_BYTES = 64 * 1024
-"""How much that rest may have."""
 
 Answer = tuple[int, Mapping[str, str], bytes]
 """An HTTP answer: status, headers, body."""
@@ -54,9 +47,8 @@ class Transport(Protocol):
     ) -> AbstractAsyncContextManager[Opened]:
         """Send one POST and give the answer once its headers are there.
 
-        Leaving the context with an error closes the connection. Left in good order before the end of the answer, it is kept for
-        another request if the rest comes within `READ_ON_S` and `READ_ON_BYTES`, which nobody waits for, and closed else.
-        `timeout_s` bounds all but that. Raises as `post` does, also from the pieces of the body.
+        Leaving the context before the end of the answer may close the connection, and does with an error. `timeout_s` bounds all
+        of it. Raises as `post` does, also from the pieces of the body.
         """
 
     async def get(self, url: str, headers: Mapping[str, str], timeout_s: float) -> Answer:
@@ -112,7 +104,6 @@ class AiohttpTransport:
         self._compress = compress
         self._largest = largest_reply_bytes
         self._session: aiohttp.ClientSession | None = None
-        self._reading_on: set[asyncio.Task[None]] = set()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
         """Send one POST; see `Transport.post`."""
@@ -143,10 +134,10 @@ class AiohttpTransport:
                 )
                 try:
                     yield response.status, response.headers, self._pieces(response, url)
-                except BaseException:
+                finally:
+                    # One whose answer is complete has gone back already. The others are not read on: aiohttp would take what comes
+                    # behind the answer for the next one.
                     response.close()
-                    raise
-                self._leave(response)
         except TimeoutError:
             raise timed_out(url, timeout_s) from None
         except (aiohttp.ClientError, OSError) as error:
@@ -168,28 +159,9 @@ class AiohttpTransport:
 
     async def close(self) -> None:
         """Close the session and its connections."""
-        reading_on = list(self._reading_on)
-        for task in reading_on:
-            task.cancel()
-        await asyncio.gather(*reading_on, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
             self._session = None
-
-    def _leave(self, response: aiohttp.ClientResponse) -> None:
-        """Let the rest of a stream come that was left in good order. A complete one has given its connection back already."""
-        if response.connection is None:
-            response.close()
-            return
-        task = asyncio.get_running_loop().create_task(_read_on(response))
-        self._reading_on.add(task)
-        # Not within the task, which may be cancelled before it begins.
-        task.add_done_callback(functools.partial(self._close_read, response))
-
-    def _close_read(self, response: aiohttp.ClientResponse, task: asyncio.Task[None]) -> None:
-        """Close a connection whose answer has more to come; one whose answer is complete was given back."""
-        self._reading_on.discard(task)
-        response.close()
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
@@ -225,15 +197,6 @@ class AiohttpTransport:
             if read <= self._largest:
                 yield chunk
         raise too_large(url, self._largest)
-
-
-async def _read_on(response: aiohttp.ClientResponse) -> None:
-    """Drop the rest of an answer, whose end gives the connection back, within the bounds."""
-    left = READ_ON_BYTES
-    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
-        async with asyncio.timeout(READ_ON_S):
-            while left >= 0 and (piece := await response.content.readany()):
-                left -= len(piece)
 
 
 def _translated(error: aiohttp.ClientError | OSError, url: str) -> Transient:
