@@ -51,7 +51,7 @@ compare within a table.
 - `ray_data` is for bounded sets: it cannot stand in a stream, so it gets as many events as five seconds of the load have, in a file
   and all at once. It has a throughput and a cost, and no latency; its start does not count.
 - `runinference` is the documented form, `runinference_threads` the best we could make of it. The peers that are Beam pipelines read
-  with KafkaIO as Flink's native source; ours reads with its own (ADR 0024). The steady rows at 100 and 200 events/s are of the
+  with KafkaIO as Flink's native source; ours reads with its own (ADR 0024). The steady rows at 100, 200 and 300 events/s are of the
   newest code, on a machine less than half as fast as the fastest (the floor's CPU says so). Ours at 400 and 1 000, and its faults,
   are of the day of ADR 0025, before those of ADR 0026 and of ADR 0028; those at 150, and the scaling, of a machine slower still, before
   ADR 0028.
