@@ -53,8 +53,8 @@ compare within a table.
 - `runinference` is the documented form, `runinference_threads` the best we could make of it. The peers that are Beam pipelines read
   with KafkaIO as Flink's native source; ours reads with its own (ADR 0024). The steady rows at 100, 200 and 300 events/s are of the
   newest code, on a machine less than half as fast as the fastest (the floor's CPU says so). Ours at 400 and 1 000, and its faults,
-  are of the day of ADR 0025, before those of ADR 0026 and of ADR 0028; those at 150, and the scaling, of a machine slower still, before
-  ADR 0028.
+  are of the day of ADR 0025, before those of ADR 0026 and of ADR 0028; those at 150, and the scaling, of a machine slower still,
+  before ADR 0028.
 
 {failures}### Ours against each
 
