@@ -736,6 +736,13 @@ def test_a_shard_that_moved_away_is_found_out() -> None:
     assert homes.pick(0, UNCLAIMED_S + 1.0) == b"a"
 
 
+def made_again(step: Step) -> list[Call]:
+    """The calls that another process makes after a restore of the step's state."""
+    elsewhere = Server()
+    Step(step.store, elsewhere).bundle()
+    return elsewhere.started
+
+
 def test_used_up_attempts_go_on_after_a_restore(step: Step, server: Server) -> None:
     """What a call has used up is in state by the next turn: made again elsewhere, it has that many less, and the one that was lost."""
     step.bundle(take=["a", "b"])
@@ -743,9 +750,7 @@ def test_used_up_attempts_go_on_after_a_restore(step: Step, server: Server) -> N
     step.bundle(hand_out=True)
     server.spend("a", 3)
     step.bundle(hand_out=True)
-    elsewhere = Server()
-    Step(step.store, elsewhere).bundle()
-    assert {call.id: call.attempts for call in elsewhere.started} == {"a": 4, "b": 1}
+    assert {call.id: call.attempts for call in made_again(step)} == {"a": 4, "b": 1}
 
 
 def test_used_up_attempts_survive_a_bundle_that_fails(step: Step, server: Server) -> None:
@@ -754,9 +759,7 @@ def test_used_up_attempts_survive_a_bundle_that_fails(step: Step, server: Server
     server.spend("a", 3)
     step.bundle(hand_out=True, fail=True)
     step.bundle(hand_out=True)
-    elsewhere = Server()
-    Step(step.store, elsewhere).bundle()
-    assert [call.attempts for call in elsewhere.started] == [4]
+    assert [call.attempts for call in made_again(step)] == [4]
 
 
 def test_the_bag_is_compacted_where_attempts_fail(step: Step, server: Server) -> None:
@@ -766,9 +769,7 @@ def test_the_bag_is_compacted_where_attempts_fail(step: Step, server: Server) ->
         server.spend("a", attempts)
         step.bundle(hand_out=True)
         assert len(step.store.committed_bag) <= COMPACT_AT + 1
-    elsewhere = Server()
-    Step(step.store, elsewhere).bundle()
-    assert [call.attempts for call in elsewhere.started] == [10 * COMPACT_AT]
+    assert [call.attempts for call in made_again(step)] == [10 * COMPACT_AT]
 
 
 def test_an_answer_is_kept_while_its_shard_is_here(server: Server) -> None:
@@ -962,9 +963,7 @@ def test_attempts_of_a_call_whose_record_comes_anew_count(step: Step, server: Se
     step.bundle(hand_out=True)
     step.bundle(take=["a"])
     step.bundle(hand_out=True)
-    elsewhere = Server()
-    Step(step.store, elsewhere).bundle()
-    assert {call.id: call.attempts for call in elsewhere.started} == {"z": 1, "a": 3}
+    assert {call.id: call.attempts for call in made_again(step)} == {"z": 1, "a": 3}
 
 
 def test_attempts_of_a_call_that_was_dropped_are_not_anothers(step: Step, server: Server) -> None:
@@ -976,6 +975,4 @@ def test_attempts_of_a_call_that_was_dropped_are_not_anothers(step: Step, server
     assert old.on_spent is not None
     old.on_spent(4)
     step.bundle(hand_out=True)
-    elsewhere = Server()
-    Step(step.store, elsewhere).bundle()
-    assert [call.attempts for call in elsewhere.started] == [1]
+    assert [call.attempts for call in made_again(step)] == [1]

@@ -257,9 +257,8 @@ class Client:
         if self._batcher is None:
             replies = await self._attempts.replies(self._exchange.prepare((course,)))
             return replies[0]
-        alone = self._protocol.request(
-            [course.call.question]
-        )  # as it is before compression, which the bounds do not know
+        # As it is before compression, of which a server's bound knows nothing.
+        alone = self._protocol.request([course.call.question])
         if course.deadline_s - self._clock.monotonic_s() <= OVER_S:
             raise course.exceeded("before it was sent")
         try:
